@@ -1,0 +1,182 @@
+// Command fetch gets what the guest tests need from Debian: QEMU with every
+// library it links, stock kernels, busybox and iasl.
+//
+// Nothing is installed and root is not needed: apt resolves against an empty
+// package status, downloads and verifies, dpkg-deb unpacks into the cache
+// directory (see nested.CacheDir). What the manifest records is not fetched
+// again, so a second run is offline.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/vole-vmm/vole/testdata/nested"
+)
+
+// want is a component that fetch knows how to get.
+type want struct {
+	name     string
+	roots    []string // packages that apt is asked for
+	take     func(pkg string) bool
+	optional bool
+}
+
+// wants lists the components. The names of kernel packages are never guessed:
+// apt resolves the metapackage, and of its closure what belongs to the kernel
+// is taken (everything named linux-*).
+func wants() []want {
+	all := func(string) bool { return true }
+	kernel := func(pkg string) bool { return strings.HasPrefix(pkg, "linux-") }
+	only := func(name string) func(string) bool { return func(pkg string) bool { return pkg == name } }
+	return []want{
+		{name: nested.ComponentQEMU, roots: []string{"qemu-system-x86"}, take: all},
+		{name: nested.ComponentCloud, roots: []string{"linux-image-cloud-amd64"}, take: kernel},
+		{name: nested.ComponentGeneric, roots: []string{"linux-image-amd64"}, take: kernel},
+		{name: nested.ComponentCloud12, roots: []string{"linux-image-6.12-cloud-amd64"}, take: kernel, optional: true},
+		{name: nested.ComponentBusybox, roots: []string{"busybox-static"}, take: only("busybox-static")},
+		{name: nested.ComponentACPICA, roots: []string{"acpica-tools"}, take: all},
+	}
+}
+
+func main() {
+	var force bool
+	flag.BoolVar(&force, "refresh", false, "fetch again what is in the cache already, in the archive's newest version")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: fetch [-refresh] [COMPONENT]...")
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, flag.Args(), force); err != nil {
+		fmt.Fprintln(os.Stderr, "deps:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, names []string, force bool) error {
+	dir, err := nested.CacheDir()
+	if err != nil {
+		return err
+	}
+	list, err := choose(names)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("create the cache directory: %w", err)
+	}
+	unlock, err := lock(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	manifest, err := nested.ReadManifest(dir)
+	if err != nil {
+		return err
+	}
+	var todo []want
+	for _, w := range list {
+		if force || !have(dir, manifest, w.name) {
+			todo = append(todo, w)
+		}
+	}
+	if len(todo) == 0 {
+		fmt.Fprintf(os.Stderr, "deps: %d components are in %s\n", len(list), dir)
+		return nil
+	}
+	if runtime.GOARCH != "amd64" {
+		return fmt.Errorf("the test kernels and QEMU are fetched for amd64 only, and this machine is %s", runtime.GOARCH)
+	}
+	a, err := newApt(dir)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	for _, w := range todo {
+		c, err := a.fetch(ctx, w)
+		if err != nil {
+			if !w.optional || !errors.Is(err, errNoPackage) {
+				return fmt.Errorf("%s: %w", w.name, err)
+			}
+			c = nested.Component{Name: w.name, Absent: err.Error()}
+			fmt.Fprintf(os.Stderr, "deps: %s: left out: %v\n", w.name, err)
+		}
+		old, _ := manifest.Component(w.name)
+		manifest.Set(c)
+		if err := manifest.Write(dir); err != nil {
+			return err
+		}
+		if old.Dir != "" && old.Dir != c.Dir {
+			if err := os.RemoveAll(filepath.Join(dir, old.Dir)); err != nil {
+				return fmt.Errorf("remove the old %s: %w", w.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// choose picks the components named, or all of them.
+func choose(names []string) ([]want, error) {
+	list := wants()
+	if len(names) == 0 {
+		return list, nil
+	}
+	var out []want
+	for _, name := range names {
+		found := false
+		for _, w := range list {
+			if w.name == name {
+				out, found = append(out, w), true
+			}
+		}
+		if !found {
+			var known []string
+			for _, w := range list {
+				known = append(known, w.name)
+			}
+			return nil, fmt.Errorf("no component is called %q; there are %s", name, strings.Join(known, ", "))
+		}
+	}
+	return out, nil
+}
+
+// have says whether the cache holds a component completely. An optional
+// component that the archive did not have counts as held.
+func have(dir string, m *nested.Manifest, name string) bool {
+	c, ok := m.Component(name)
+	if !ok {
+		return false
+	}
+	if c.Absent != "" {
+		return true
+	}
+	_, err := os.Stat(filepath.Join(dir, c.Dir))
+	return err == nil
+}
+
+// lock keeps two fetches out of one cache directory.
+func lock(dir string) (func(), error) {
+	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("lock the cache directory: %w", err)
+	}
+	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		fmt.Fprintf(os.Stderr, "deps: another fetch works in %s, waiting for it\n", dir)
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock the cache directory: %w", err)
+		}
+	}
+	return func() { f.Close() }, nil
+}
