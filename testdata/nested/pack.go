@@ -1,0 +1,191 @@
+package nested
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vole-vmm/vole/boot/initramfs"
+)
+
+// hostModules are what the emulated host loads, in order.
+var hostModules = []string{"irqbypass", "kvm", "kvm-amd"}
+
+// packer collects the initramfs of the emulated host. What it adds stands at
+// the path that it has outside.
+type packer struct {
+	archive initramfs.Archive
+	open    []*os.File
+}
+
+func (p *packer) close() {
+	for _, f := range p.open {
+		f.Close()
+	}
+}
+
+// add puts the file or directory at path into the archive. A link named
+// directly is followed, links within a directory stay links.
+func (p *packer) add(path string) error {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return fmt.Errorf("nested: %s: %w", path, err)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("nested: bring a file into the emulated host: %w", err)
+	}
+	if !st.IsDir() {
+		return p.file(path, path)
+	}
+	return filepath.WalkDir(path, func(at string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return fmt.Errorf("nested: bring a directory into the emulated host: %w", err)
+		case p.archive.Has(at[1:]):
+			return nil
+		case d.IsDir():
+			return p.archive.Dir(at, 0o755)
+		case d.Type()&fs.ModeSymlink != 0:
+			target, err := os.Readlink(at)
+			if err != nil {
+				return fmt.Errorf("nested: bring a link into the emulated host: %w", err)
+			}
+			return p.archive.Symlink(at, target)
+		case d.Type().IsRegular():
+			return p.file(at, at)
+		}
+		return nil
+	})
+}
+
+// file puts the file at path into the archive under the name at.
+func (p *packer) file(at, path string) error {
+	if p.archive.Has(strings.TrimPrefix(at, "/")) {
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("nested: bring a file into the emulated host: %w", err)
+	}
+	p.open = append(p.open, f)
+	st, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("nested: bring %s into the emulated host: %w", path, err)
+	}
+	return p.archive.File(at, st.Mode().Perm(), f, st.Size())
+}
+
+// program adds a program and, if it is dynamic, what it needs to start.
+func (p *packer) program(path string) error {
+	libs, err := elfClosure(path, systemLibs)
+	if err != nil {
+		return err
+	}
+	for _, f := range append(libs, path) {
+		if err := p.add(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// qemu adds what QEMU needs to run a guest: the program, the libraries that it
+// links and the firmware of PC machines; of its plug-ins none, since those are
+// other accelerators and displays.
+func (p *packer) qemu() error {
+	q, err := findQEMU()
+	if err != nil {
+		return err
+	}
+	libs, err := elfClosure(q.program, q.libs)
+	if err != nil {
+		return err
+	}
+	files := []string{q.loader, q.program}
+	for _, lib := range libs {
+		if slices.Contains(q.libs, filepath.Dir(lib)) {
+			files = append(files, lib)
+		}
+	}
+	firmware := []string{
+		"bios.bin", "bios-256k.bin", "bios-microvm.bin", "kvmvapic.bin", "linuxboot.bin", "linuxboot_dma.bin",
+		"multiboot.bin", "multiboot_dma.bin", "pvh.bin", "qboot.rom", "vgabios-stdvga.bin", "efi-e1000e.rom", "efi-virtio.rom",
+	}
+	for _, dir := range q.firmware {
+		for _, name := range firmware {
+			path := filepath.Join(dir, name)
+			if _, err := os.Stat(path); err == nil {
+				files = append(files, path)
+			}
+		}
+	}
+	for _, f := range files {
+		if err := p.add(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// asset adds an asset by name.
+func (p *packer) asset(name string) error {
+	if name == AssetQEMU {
+		return p.qemu()
+	}
+	path, err := Asset(name)
+	if err != nil {
+		return err
+	}
+	if name == AssetVole {
+		return p.program(path)
+	}
+	return p.add(path)
+}
+
+// modules adds the emulated host's own modules and returns their paths.
+func (p *packer) modules(k Kernel) ([]string, error) {
+	paths := make([]string, len(hostModules))
+	err := filepath.WalkDir(k.Modules, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, _, ok := strings.Cut(d.Name(), ".ko")
+		if i := slices.Index(hostModules, name); ok && i >= 0 {
+			paths[i] = path
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("nested: look for the emulated host's modules: %w", err)
+	}
+	for i, path := range paths {
+		if path == "" {
+			return nil, fmt.Errorf("nested: %s has no module %s", k.Modules, hostModules[i])
+		}
+		if err := p.file(path, path); err != nil {
+			return nil, err
+		}
+	}
+	return paths, nil
+}
+
+// write stores the archive in a temporary file, which is the caller's.
+func (p *packer) write() (string, error) {
+	f, err := os.CreateTemp("", "vole-nested-*.cpio")
+	if err != nil {
+		return "", fmt.Errorf("nested: write the emulated host's initramfs: %w", err)
+	}
+	img := p.archive.Image()
+	_, werr := io.Copy(f, io.NewSectionReader(img, 0, img.Size()))
+	if err := errors.Join(werr, f.Close()); err != nil {
+		os.Remove(f.Name())
+		return "", fmt.Errorf("nested: write the emulated host's initramfs: %w", err)
+	}
+	return f.Name(), nil
+}
