@@ -1,0 +1,133 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vole-vmm/vole/boot"
+	"github.com/vole-vmm/vole/boot/kernel"
+)
+
+// images are the opened files of a machine about to be loaded.
+type images struct {
+	params boot.Params
+	cached bool // params.Kernel is the cache's vmlinux, not Config.Kernel
+	missed bool // the cache could hold a vmlinux of Config.Kernel but doesn't
+	files  []*boot.File
+}
+
+func (k *images) close() error {
+	var errs []error
+	for _, f := range k.files {
+		errs = append(errs, f.Close())
+	}
+	k.files = nil
+	return errors.Join(errs...)
+}
+
+func (k *images) open(path string) (*boot.File, error) {
+	f, err := boot.OpenImage(path)
+	if err == nil {
+		k.files = append(k.files, f)
+	}
+	return f, err
+}
+
+// openImages opens the kernel that Config.Boot chooses and the initrd, and
+// checks that they fit the machine. The caller closes them.
+func (c *Config) openImages() (*images, error) {
+	k := &images{params: boot.Params{
+		Kernel:     c.KernelImage,
+		KernelName: c.Kernel,
+		Initrd:     c.Initrds,
+		InitrdName: c.Initrd,
+		Cmdline:    c.Cmdline,
+		RSDP:       acpiBase,
+		ForceELF64: c.Entry64,
+	}}
+	if err := k.fill(c); err != nil {
+		return nil, errors.Join(err, k.close())
+	}
+	return k, nil
+}
+
+func (k *images) fill(c *Config) error {
+	if k.params.Kernel == nil {
+		f, err := k.open(c.Kernel)
+		if err != nil {
+			return &configError{"kernel", err}
+		}
+		k.params.Kernel = f
+	}
+	if k.params.Initrd == nil && c.Initrd != "" {
+		f, err := k.open(c.Initrd)
+		if err != nil {
+			return &configError{"initrd", err}
+		}
+		k.params.Initrd = []boot.Image{f}
+	}
+	if err := boot.Check(k.params, c.Memory); err != nil {
+		return &configError{"boot", err}
+	}
+	kind, _, err := boot.Probe(k.params.Kernel)
+	if err != nil {
+		return &configError{"kernel", err}
+	}
+	if kind != boot.BzImage || c.Boot == BootBzImage {
+		return nil
+	}
+	err = k.fromCache(c)
+	if err != nil && c.Boot == BootVMLinux {
+		return &configError{"boot", fmt.Errorf("--boot vmlinux: %w", err)}
+	}
+	if err != nil {
+		c.Logger.Info("booting the bzImage as it is", "kernel", c.Kernel, "reason", err)
+	}
+	return nil
+}
+
+var errNoCache = errors.New("there is no cache for the extracted kernel")
+
+// fromCache replaces the bzImage by the vmlinux that the cache has of it. On
+// a miss only BootVMLinux extracts it right now.
+func (k *images) fromCache(c *Config) error {
+	if c.Cache == nil || c.KernelImage != nil {
+		return errNoCache
+	}
+	path, ok, err := c.Cache.Lookup(c.Kernel)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		if c.Boot != BootVMLinux {
+			k.missed = true
+			return errors.New("its vmlinux is not in the cache yet")
+		}
+		if path, err = fill(c.Cache, c.Kernel); err != nil {
+			return err
+		}
+	}
+	f, err := k.open(path)
+	if err != nil {
+		k.missed = true
+		return err
+	}
+	p := k.params
+	p.Kernel, p.KernelName = f, path
+	if err := boot.Check(p, c.Memory); err != nil {
+		return err
+	}
+	k.params, k.cached = p, true
+	return nil
+}
+
+func fill(cache *kernel.Cache, path string) (string, error) {
+	if err := cache.Fill(path); err != nil {
+		return "", err
+	}
+	vmlinux, ok, err := cache.Lookup(path)
+	if err == nil && !ok {
+		err = errors.New("the cache does not hold what was just put there")
+	}
+	return vmlinux, err
+}

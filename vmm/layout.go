@@ -1,0 +1,38 @@
+package vmm
+
+// The machine's guest-physical addresses, ports and interrupts. boot owns
+// what lies below 1 MiB, memory where RAM is.
+const (
+	bootTimerBase = 0xc000_0000
+	bootTimerSize = 0x1000
+
+	ioapicBase   = 0xfec0_0000
+	lapicBase    = 0xfee0_0000
+	identityBase = 0xfffb_c000 // one page, for VMX without unrestricted guest
+	tssBase      = 0xfffb_d000 // three pages, for the same
+
+	acpiBase = 0xe_0000
+	acpiSize = 0x2_0000
+
+	com1Port      = 0x3f8
+	com1Size      = 8
+	com1GSI       = 4
+	i8042Port     = 0x60
+	i8042Size     = 5
+	rtcPort       = 0x70
+	rtcSize       = 2
+	debugExitPort = 0xf4
+	debugExitSize = 4
+	pvpanicPort   = 0x505
+	pvpanicSize   = 1
+	powerPort     = 0x600
+	powerSize     = 8
+	gedGSI        = 5
+
+	// Offsets in the power block and the value that resets.
+	powerSleepControl = 0
+	powerSleepStatus  = 1
+	powerReset        = 2
+	powerEvents       = 4
+	powerResetValue   = 1
+)

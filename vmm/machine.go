@@ -1,0 +1,191 @@
+package vmm
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vole-vmm/vole/boot"
+	"github.com/vole-vmm/vole/devices"
+	"github.com/vole-vmm/vole/kvm"
+	"github.com/vole-vmm/vole/memory"
+)
+
+// Machine is one virtual machine. All of its methods may be called from any
+// goroutine.
+type Machine struct {
+	cfg Config
+	log *slog.Logger
+
+	mem   *memory.Guest
+	vm    *kvm.VM
+	vcpus []*vcpu
+	lines []*irqLine
+
+	ports   *devices.Bus
+	mmio    *devices.Bus
+	serial  *devices.Serial
+	power   *devices.Power
+	console *consoleWatch
+
+	entry boot.Entry
+	info  BootInfo
+	times timeline
+
+	// gate is what vCPUs look at between two entries into the guest. It is
+	// changed under mu.
+	gate atomic.Uint32
+
+	mu     sync.Mutex
+	cond   sync.Cond // on mu: gate or parked changed
+	state  state
+	parked int  // vCPUs that stand still in hold
+	left   int  // vCPU threads that have not returned
+	exit   Exit // valid once ended is closed
+
+	ended  chan struct{} // closed under mu: exit is known, vCPUs stop
+	hurry  chan struct{} // closed under mu: don't wait for the console
+	hasty  bool          // hurry is closed
+	deaths deathNote
+	done   chan struct{} // closed when everything that Start began is joined
+
+	release sync.Once
+	freeErr error
+}
+
+// state is where the machine is in its life. It is guarded by Machine.mu.
+type state int
+
+const (
+	created state = iota
+	running
+	paused
+	stopping // exit is known, joining
+	stopped
+)
+
+var stateNames = [...]string{"created", "running", "paused", "stopping", "stopped"}
+
+func (s state) String() string { return stateNames[s] }
+
+// Values of Machine.gate.
+const (
+	gateRun = iota
+	gatePause
+	gateStop
+)
+
+// New makes a machine: it opens the kernel and the initrd, maps the RAM,
+// creates the VM with its vCPUs and devices, and loads what is to be booted.
+// Nothing runs yet. The caller closes the machine.
+//
+// Errors wrap ErrConfig (nothing was created) or ErrKVM where that is the
+// reason; memory.ErrNoMemory where the host has too little.
+func New(cfg Config) (*Machine, error) {
+	now := time.Now()
+	cfg = cfg.withDefaults()
+	if cfg.Epoch.IsZero() {
+		cfg.Epoch = now
+	}
+	if err := cfg.validatePlain(); err != nil {
+		return nil, err
+	}
+	m := &Machine{
+		cfg:   cfg,
+		log:   cfg.Logger,
+		ended: make(chan struct{}),
+		hurry: make(chan struct{}),
+		done:  make(chan struct{}),
+	}
+	m.cond.L = &m.mu
+	m.deaths.wake = make(chan struct{}, 1)
+	m.times.epoch = cfg.Epoch
+	if err := m.build(); err != nil {
+		return nil, errors.Join(err, m.free())
+	}
+	m.times.mark(MarkCreated)
+	return m, nil
+}
+
+// build makes everything that free takes down.
+func (m *Machine) build() error {
+	images, err := m.cfg.openImages()
+	if err != nil {
+		return err
+	}
+	err = m.assemble(images)
+	return errors.Join(err, images.close())
+}
+
+func (m *Machine) assemble(images *images) error {
+	var err error
+	m.mem, err = memory.New(memory.Config{Size: m.cfg.Memory, Backing: m.cfg.Backing, Huge: m.cfg.Huge})
+	if err != nil {
+		return err
+	}
+	host, err := openKVM()
+	if err != nil {
+		return err
+	}
+	defer host.close()
+	if err := m.createVM(host); err != nil {
+		return err
+	}
+	if err := m.plugDevices(); err != nil {
+		return err
+	}
+	if err := m.load(images); err != nil {
+		return err
+	}
+	return m.initVCPUs(host)
+}
+
+// load writes kernel, initrd and tables into guest memory.
+func (m *Machine) load(k *images) error {
+	tables, err := m.acpiTables()
+	if err != nil {
+		return err
+	}
+	k.params.ACPI = tables
+	m.entry, err = boot.Load(m.mem, k.params)
+	if err != nil {
+		return &configError{"boot", err}
+	}
+	m.info = BootInfo{
+		Protocol: string(m.entry.Protocol),
+		Kernel:   m.cfg.Kernel,
+		Cached:   k.cached,
+		Missed:   k.missed,
+	}
+	return nil
+}
+
+// free takes down what build has made. Nothing of it is in use any more.
+func (m *Machine) free() error {
+	m.release.Do(func() {
+		var errs []error
+		for _, c := range m.vcpus {
+			errs = append(errs, c.kvm.Close())
+		}
+		if m.serial != nil {
+			errs = append(errs, m.serial.Close())
+		}
+		if m.vm != nil {
+			errs = append(errs, m.vm.Close())
+		}
+		for _, l := range m.lines {
+			errs = append(errs, l.close())
+		}
+		if m.mem != nil {
+			errs = append(errs, m.mem.Close())
+		}
+		m.freeErr = errors.Join(errs...)
+	})
+	return m.freeErr
+}
+
+// ConsoleTail returns the last that the guest wrote to its console, at most
+// 64 KiB.
+func (m *Machine) ConsoleTail() []byte { return m.console.last() }
