@@ -1,0 +1,102 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// guestOutput is where the guest's console goes. Its first error, other than that of a deadline,
+// ends the run: a guest whose output nobody can have is not run on unseen.
+type guestOutput struct {
+	name   string
+	stream *stream // nil until open, with --console
+	file   int     // the descriptor that open made, if it did
+	opened bool
+	failed func(error)
+
+	mu       sync.Mutex
+	firstErr error
+	inLine   bool // the last byte was not the end of a line
+}
+
+// open creates or truncates the file. A FIFO is not waited for: it needs a reader already.
+func (g *guestOutput) open(path string) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0o644)
+	for err == unix.EINTR {
+		fd, err = unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0o644)
+	}
+	if err == unix.ENXIO {
+		return &os.PathError{Op: "open", Path: path, Err: errors.New("nobody reads this FIFO")}
+	}
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	s, err := newStream(fd, os.O_WRONLY)
+	if err != nil {
+		_ = unix.Close(fd)
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	g.stream, g.file, g.opened = s, fd, true
+	return nil
+}
+
+func (g *guestOutput) close() {
+	if g.stream != nil {
+		_ = g.stream.Close()
+	}
+	if g.opened {
+		_ = unix.Close(g.file)
+	}
+}
+
+// Write waits until all of p is taken, or the deadline.
+func (g *guestOutput) Write(p []byte) (int, error) {
+	n, err := g.stream.Write(p)
+	if n > 0 {
+		g.mu.Lock()
+		g.inLine = p[n-1] != '\n'
+		g.mu.Unlock()
+	}
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		g.mu.Lock()
+		first := g.firstErr == nil
+		if first {
+			g.firstErr = err
+		}
+		g.mu.Unlock()
+		if first {
+			g.failed(err)
+		}
+	}
+	return n, err
+}
+
+// SetWriteDeadline makes a Write that waits, and every later one, fail from t on.
+func (g *guestOutput) SetWriteDeadline(t time.Time) error {
+	if g.stream == nil {
+		return nil
+	}
+	return g.stream.SetWriteDeadline(t)
+}
+
+// endLine lets vole's own words begin on a line of their own where the guest's came out on the same
+// terminal.
+func (g *guestOutput) endLine(stderr *lineWriter) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.inLine && !g.opened && stderr.tty && isTerminal(int(os.Stdout.Fd())) {
+		_, _ = stderr.Write([]byte("\n"))
+		g.inLine = false
+	}
+}
+
+// err is the first error of the output.
+func (g *guestOutput) err() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.firstErr
+}

@@ -1,0 +1,288 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/vole-vmm/vole/vmm"
+)
+
+// A guest that resets this soon, this often in a row, would do so for ever.
+const (
+	resetLoopTime  = 5 * time.Second
+	resetLoopCount = 10
+)
+
+// session is one `vole run`: the machine (and its successors), the terminal, the streams and how it
+// all ends.
+type session struct {
+	cfg     vmm.Config
+	restart bool
+	console string // a file instead of stdout, or ""
+	report  reportFile
+	started time.Time
+	builtin io.Closer // the built-in guest's initramfs, or nil
+
+	log    *slog.Logger
+	stderr *lineWriter
+	term   *terminal // nil if stdin is none, or not used
+	in     *stream   // nil with --console
+	out    *guestOutput
+
+	cancel   context.CancelCauseFunc
+	restarts int
+	last     runReport
+}
+
+// run runs the guest to its end and returns what commandLine makes the exit code of.
+func (s *session) run() error {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	s.cancel = cancel
+	// Also while a panic of this goroutine goes by; the guard is for the others'.
+	defer s.term.release()
+	sigs := watchSignals(cancel, s.term, s.stderr, os.Exit)
+	defer sigs.stop()
+	defer s.closeStreams()
+
+	s.last.Started, s.last.Cmdline = s.started, s.cfg.Cmdline
+	if s.last.Cmdline == "" {
+		s.last.Cmdline = vmm.DefaultCmdline
+	}
+	err := s.machines(ctx)
+	s.term.release()
+	if s.out != nil {
+		s.out.endLine(s.stderr)
+	}
+	s.last.finish(err, s.restarts)
+	if exitCode(err) != codeUsage {
+		if rerr := s.report.write(&s.last, s.stderr); rerr != nil && err == nil {
+			err = fmt.Errorf("--report: %w", rerr)
+		}
+	}
+	if s.last.Boot.Missed && ctx.Err() == nil {
+		s.fillCache(ctx)
+	}
+	return err
+}
+
+// machines runs one machine after the other until one ends for good.
+func (s *session) machines(ctx context.Context) error {
+	var deadline time.Time
+	soon := 0
+	for {
+		began := time.Now()
+		if s.cfg.Timeout > 0 && deadline.IsZero() {
+			deadline = began.Add(s.cfg.Timeout)
+		} else if s.cfg.Timeout > 0 {
+			s.cfg.Timeout = max(time.Until(deadline), time.Nanosecond)
+		}
+		exit, err := s.machine(ctx)
+		if err != nil {
+			return err
+		}
+		if exit.Reason != vmm.Reset || !s.restart || ctx.Err() != nil {
+			return s.ending(ctx, exit)
+		}
+		if soon++; time.Since(began) >= resetLoopTime {
+			soon = 0
+		}
+		if soon >= resetLoopCount {
+			return &exitError{codeReset, fmt.Errorf("the guest reset %d times in a row within %v of its start: not started again", soon, resetLoopTime)}
+		}
+		s.restarts++
+		s.log.Info("the guest has reset: starting it again", "restarts", s.restarts)
+	}
+}
+
+// machine makes one machine, runs it and takes it down.
+func (s *session) machine(ctx context.Context) (exit vmm.Exit, err error) {
+	if err := s.openStreams(); err != nil {
+		return exit, err
+	}
+	s.cfg.ConsoleOut = s.out
+	if s.in != nil {
+		s.cfg.ConsoleIn = s.input()
+	}
+	m, err := vmm.New(s.cfg)
+	if err != nil {
+		if errors.Is(err, vmm.ErrKVM) {
+			err = fmt.Errorf("%w (`vole doctor` says more)", err)
+		}
+		return exit, err
+	}
+	defer func() {
+		if cerr := m.Close(); cerr != nil && err == nil {
+			err = cerr
+		}
+	}()
+	if ctx.Err() != nil {
+		return vmm.Exit{Reason: vmm.Killed}, nil
+	}
+	if err := s.openFiles(); err != nil {
+		return exit, err
+	}
+	s.warnPVM()
+	s.term.enter()
+	if err := m.Start(); err != nil {
+		return exit, err
+	}
+	exit, err = m.Wait(ctx)
+	if err != nil {
+		// Only ctx ends a wait early. From here on every wait of the machine has a bound.
+		if err := m.Kill(); err != nil {
+			return exit, err
+		}
+		if exit, err = m.Wait(context.Background()); err != nil {
+			return exit, err
+		}
+	}
+	s.last.Report = m.Report()
+	if s.report.wanted() {
+		s.last.Resident = readResident()
+	}
+	return exit, nil
+}
+
+// warnPVM says before the boot what to expect of a KVM that a stock kernel doesn't come up on.
+func (s *session) warnPVM() {
+	if s.restarts > 0 {
+		return
+	}
+	if v, _, err := vmm.CPUVirtualization(); err == nil && v == vmm.NoVirtualization {
+		fmt.Fprintf(s.stderr, "vole: run: warning: %s; going on (--timeout bounds it). To boot one: %s\n", pvmSays, pvmFix)
+	}
+}
+
+// ending is the error, if that is what it is, of a guest's last end.
+func (s *session) ending(ctx context.Context, exit vmm.Exit) error {
+	if err := s.out.err(); err != nil {
+		return fmt.Errorf("%s: %w: the guest was ended", s.out.name, err)
+	}
+	var stop *stopped
+	if errors.As(context.Cause(ctx), &stop) && exit.Reason == vmm.Killed {
+		return &exitError{stop.code, fmt.Errorf("%s: the guest was ended", stop.why)}
+	}
+	code := guestCode(exit)
+	if code == codeOK {
+		return nil
+	}
+	return &exitError{code, errors.New(describe(exit))}
+}
+
+// describe says in words how a guest ended.
+func describe(e vmm.Exit) string {
+	var s string
+	switch e.Reason {
+	case vmm.Reset:
+		s = "the guest reset"
+	case vmm.Panic:
+		s = "the guest's kernel panicked"
+	case vmm.TripleFault:
+		if e.Err != nil {
+			return "the guest can't go on: " + e.Err.Error()
+		}
+		return "the guest can't go on: triple fault"
+	case vmm.DebugExit:
+		s = fmt.Sprintf("the guest wrote %#x to the debug exit port", e.Code)
+	case vmm.Timeout:
+		s = "--timeout has passed"
+	default:
+		s = "the guest was ended: " + e.Reason.String()
+	}
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
+}
+
+// fillCache unpacks the kernel for the next run. The guest's end stands, whatever comes of this.
+func (s *session) fillCache(ctx context.Context) {
+	done := make(chan error, 1)
+	go func() { done <- s.cfg.Cache.FillContext(ctx, s.cfg.Kernel) }()
+	slow := time.NewTimer(time.Second)
+	defer slow.Stop()
+	for {
+		select {
+		case err := <-done:
+			if err != nil {
+				s.log.Info("the unpacked kernel could not be kept for the next run", "reason", err)
+			}
+			return
+		case <-slow.C:
+			fmt.Fprintln(s.stderr, "vole: run: unpacking the kernel into the cache for the next run (Ctrl-c skips that)")
+		}
+	}
+}
+
+// openStreams takes hold of stdin and stdout, once.
+func (s *session) openStreams() error {
+	if s.out != nil {
+		// The machine before this one has ended its waits by deadlines.
+		err := s.out.SetWriteDeadline(time.Time{})
+		if s.in != nil && err == nil {
+			err = s.in.SetReadDeadline(time.Time{})
+		}
+		return err
+	}
+	if s.console != "" {
+		s.out = &guestOutput{name: s.console, failed: s.outputFailed}
+		return nil
+	}
+	out, err := newStream(int(os.Stdout.Fd()), os.O_WRONLY)
+	if err != nil {
+		return fmt.Errorf("stdout: %w", err)
+	}
+	s.out = &guestOutput{name: "stdout", stream: out, failed: s.outputFailed}
+	if s.in, err = newStream(int(os.Stdin.Fd()), os.O_RDONLY); err != nil {
+		return fmt.Errorf("stdin: %w", err)
+	}
+	if s.term != nil {
+		s.in.hold = func() bool { return !s.term.enter() }
+	}
+	return nil
+}
+
+// openFiles creates the files that the run writes: not before it is known that there is a machine
+// to run.
+func (s *session) openFiles() error {
+	if s.console != "" && s.out.stream == nil {
+		if err := s.out.open(s.console); err != nil {
+			return &usageError{fmt.Errorf("--console: %w", err)}
+		}
+	}
+	if err := s.report.open(); err != nil {
+		return &usageError{fmt.Errorf("--report: %w", err)}
+	}
+	return nil
+}
+
+func (s *session) closeStreams() {
+	if s.in != nil {
+		_ = s.in.Close()
+	}
+	if s.out != nil {
+		s.out.close()
+	}
+}
+
+// input is what the guest reads.
+func (s *session) input() io.Reader {
+	if s.term == nil {
+		return s.in
+	}
+	return &escapeReader{
+		in:   s.in,
+		quit: func() { s.cancel(&stopped{codeInterrupted, "Ctrl-a x"}) },
+		help: func() { _, _ = io.WriteString(s.stderr, escapeHelp) },
+	}
+}
+
+func (s *session) outputFailed(err error) {
+	s.cancel(fmt.Errorf("%s: %w", s.out.name, err))
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+)
+
+// stopped is why vole ended a guest that had not ended by itself, and the exit code for that.
+type stopped struct {
+	code int
+	why  string
+}
+
+func (s *stopped) Error() string { return s.why }
+
+// signalNames are the signals that end a run.
+var signalNames = map[os.Signal]string{
+	syscall.SIGHUP: "SIGHUP", syscall.SIGINT: "SIGINT", syscall.SIGQUIT: "SIGQUIT", syscall.SIGTERM: "SIGTERM",
+}
+
+// signals is what a run does about signals, from watch to stop:
+//
+//   - SIGINT, SIGTERM, SIGHUP and SIGQUIT cancel the run with 128 and their number as the exit code
+//     (SIGQUIT prints all goroutines first); the second of them gives the terminal back and ends
+//     the process there and then.
+//   - SIGTSTP and SIGCONT, where stdin is a terminal, give it back and take it again.
+//   - SIGPIPE, SIGTTIN and SIGTTOU are ignored: a broken stdout is the error that the write
+//     returns, and a job in the background goes on running without the terminal.
+type signals struct {
+	ch   chan os.Signal
+	done chan struct{}
+}
+
+// ignoreStops has to come before the first use of the terminal.
+func ignoreStops() { signal.Ignore(syscall.SIGPIPE, syscall.SIGTTIN, syscall.SIGTTOU) }
+
+// watchSignals begins. exit ends the process; it does not return.
+func watchSignals(cancel context.CancelCauseFunc, term *terminal, stderr io.Writer, exit func(int)) *signals {
+	s := &signals{ch: make(chan os.Signal, 8), done: make(chan struct{})}
+	signal.Notify(s.ch, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM)
+	if term != nil {
+		signal.Notify(s.ch, syscall.SIGTSTP, syscall.SIGCONT)
+	}
+	go func() {
+		defer close(s.done)
+		asked := false
+		for sig := range s.ch {
+			switch sig {
+			case syscall.SIGTSTP:
+				term.leave()
+				// The default action, which the kernel drops where nobody could
+				// continue the process; SIGCONT takes the signal back.
+				signal.Reset(syscall.SIGTSTP)
+				_ = syscall.Kill(os.Getpid(), syscall.SIGTSTP)
+				continue
+			case syscall.SIGCONT:
+				signal.Notify(s.ch, syscall.SIGTSTP)
+				term.continued()
+				continue
+			case syscall.SIGQUIT:
+				fmt.Fprintf(stderr, "%s\n", allStacks())
+			}
+			code := 128 + int(sig.(syscall.Signal))
+			if asked {
+				term.release()
+				exit(code)
+			}
+			asked = true
+			cancel(&stopped{code, signalNames[sig]})
+		}
+	}()
+	return s
+}
+
+// stop gives the signals back; the next one does what it does by default.
+func (s *signals) stop() {
+	signal.Stop(s.ch)
+	close(s.ch)
+	<-s.done
+}
+
+// allStacks is what the Go runtime prints on SIGQUIT.
+func allStacks() []byte {
+	buf := make([]byte, 1<<20)
+	return buf[:runtime.Stack(buf, true)]
+}
