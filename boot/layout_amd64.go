@@ -8,9 +8,6 @@ import (
 	"github.com/vole-vmm/vole/memory"
 )
 
-// Range is a guest-physical range, in bytes.
-type Range = memory.Range
-
 // Where the boot structures lie in guest memory. Only the pages that are used
 // are written.
 const (
@@ -29,7 +26,6 @@ const (
 	startInfoEnd  = ZeroPageAddr
 	zeroPageSize  = 0x1000
 	pageTableSize = 6 * pageSize
-	pageSize      = memory.PageSize
 )
 
 // Types of memory in e820 and in PVH's memory map, which share their numbers

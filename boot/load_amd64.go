@@ -77,28 +77,19 @@ const (
 
 // plan is everything Load does, decided and checked before the first write.
 type plan struct {
-	params  Params
-	entry   Entry
-	header  []byte // setup header of a bzImage
-	reads   []read // parts of the kernel file
-	e820    []e820Entry
-	ram     ram
-	kernel  Range
-	initrd  Range
-	initrds []read
+	params Params
+	entry  Entry
+	header []byte // setup header of a bzImage
+	reads  []read // parts of the files
+	e820   []e820Entry
+	ram    ram
+	kernel Range
+	initrd Range
 
 	initrdMax  uint64 // highest address that the initrd may occupy
 	cmdlineMax uint32 // longest command line
 
 	kernelName, initrdName string
-}
-
-// read is a part of a file that goes to guest memory.
-type read struct {
-	img  Image
-	off  int64
-	gpa  uint64
-	size uint64
 }
 
 // Check tells whether Load would succeed for a guest with memSize bytes of
@@ -193,7 +184,7 @@ func (p *plan) placeBzImage(h *Header) error {
 		return faultf(ErrTooBig, "the kernel needs %s from %#x on, the guest has memory up to %#x", mib(need), addr, p.ram.low)
 	}
 	p.kernel = Range{GPA: addr, Size: need}
-	p.reads = []read{{p.params.Kernel, h.SetupSize, addr, uint64(h.SystemSize)}}
+	p.reads = []read{{name: p.kernelName, img: p.params.Kernel, off: h.SetupSize, gpa: addr, size: uint64(h.SystemSize)}}
 	p.header = h.raw
 	p.initrdMax = uint64(h.InitrdAddrMax)
 	p.cmdlineMax = h.CmdlineSize
@@ -214,7 +205,7 @@ func (p *plan) placeELF(f *elfFile) error {
 			return faultf(ErrTooBig, "a segment of %s at %#x is outside memory, which ends at %#x", mib(s.memsz), s.paddr, p.ram.low)
 		}
 		if s.filesz > 0 {
-			p.reads = append(p.reads, read{p.params.Kernel, int64(s.off), s.paddr, s.filesz})
+			p.reads = append(p.reads, read{name: p.kernelName, img: p.params.Kernel, off: int64(s.off), gpa: s.paddr, size: s.filesz, sparse: true})
 		}
 	}
 	first, last := f.segments[0], f.segments[len(f.segments)-1]
@@ -246,6 +237,7 @@ func longEntry(proto Protocol, rip uint64) Entry {
 // placeInitrd puts the initrd as high as it may be, above the kernel.
 func (p *plan) placeInitrd() error {
 	var size uint64
+	var parts []read
 	for i, img := range p.params.Initrd {
 		if img == nil || img.Size() < 0 {
 			return faultf(ErrParams, "part %d is no image", i)
@@ -256,7 +248,8 @@ func (p *plan) placeInitrd() error {
 		if size+n > p.ram.low {
 			return faultf(ErrTooBig, "an initrd of at least %s is larger than the guest's memory below 4 GiB, %s", mib(size+n), mib(p.ram.low))
 		}
-		p.initrds = append(p.initrds, read{img: img, gpa: size, size: n})
+		name := imageName(img, p.params.InitrdName, p.initrdName)
+		parts = append(parts, read{name: name, img: img, gpa: size, size: n})
 		size = alignUp(size+n, 4)
 	}
 	if size == 0 {
@@ -268,9 +261,10 @@ func (p *plan) placeInitrd() error {
 		return faultf(ErrTooBig, "an initrd of %s does not fit between the kernel, which ends at %#x, and %#x", mib(size), end, top)
 	}
 	p.initrd = Range{GPA: (top - size) &^ (pageSize - 1), Size: size}
-	for i := range p.initrds {
-		p.initrds[i].gpa += p.initrd.GPA
+	for i := range parts {
+		parts[i].gpa += p.initrd.GPA
 	}
+	p.reads = append(p.reads, parts...)
 	return nil
 }
 
@@ -319,30 +313,16 @@ func mib(n uint64) string {
 
 // write does what the plan says.
 func (p *plan) write(mem *memory.Guest) error {
-	put := func(what string, gpa uint64, b []byte) error {
-		d, err := mem.Slice(gpa, uint64(len(b)))
-		if err != nil {
-			return fmt.Errorf("boot: %s: %w", what, err)
-		}
-		copy(d, b)
-		return nil
-	}
 	for _, s := range p.structures() {
-		if err := put(s.what, s.gpa, s.data); err != nil {
+		err := guarded(func() error {
+			_, err := mem.WriteAt(s.data, int64(s.gpa))
 			return err
+		})
+		if err != nil {
+			return fmt.Errorf("boot: %s: %w", s.what, err)
 		}
 	}
-	for _, r := range p.reads {
-		if err := r.into(mem); err != nil {
-			return about(p.kernelName, err)
-		}
-	}
-	for _, r := range p.initrds {
-		if err := r.into(mem); err != nil {
-			return about(imageName(r.img, p.params.InitrdName, p.initrdName), err)
-		}
-	}
-	return nil
+	return readAll(mem, p.reads)
 }
 
 // structure is a piece of memory that the loader makes up itself.
@@ -366,16 +346,4 @@ func (p *plan) structures() []structure {
 	return append(ss,
 		structure{"page tables", PageTableAddr, identity(PageTableAddr, p.params.HugeIdentity1G)},
 		structure{"zero page", ZeroPageAddr, p.zeroPage(p.header)})
-}
-
-// into reads the part of the file into guest memory.
-func (r read) into(mem *memory.Guest) error {
-	if r.size == 0 {
-		return nil
-	}
-	d, err := mem.Slice(r.gpa, r.size)
-	if err != nil {
-		return err
-	}
-	return readFull(r.img, d, r.off)
 }
