@@ -26,6 +26,7 @@
 //	VOLE_TEST_CACHE   the cache directory
 //	VOLE_BIN          the vole binary under test; built when it is not set
 //	VOLE_NESTED_LOG   a file that receives the emulated host's kernel console
+//	VOLE_NESTED_APPEND  more words for the emulated host's kernel command line
 //
 // The package leaves out everything about vole itself: it is a test rig, it is
 // imported by tests only, and nothing that is shipped links it.

@@ -16,6 +16,7 @@ const (
 	envMode   = "VOLE_NESTED"
 	envInside = "VOLE_NESTED_INSIDE"
 	envLog    = "VOLE_NESTED_LOG"
+	envAppend = "VOLE_NESTED_APPEND"
 )
 
 // DefaultMemory is the memory of the emulated host: enough for a sparse guest

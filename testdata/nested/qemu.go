@@ -59,7 +59,7 @@ type machine struct {
 func (m *machine) args() []string {
 	words := []string{
 		"console=ttyS0", "loglevel=5", "panic=-1", "softlockup_panic=1", "transparent_hugepage=madvise",
-		"random.trust_cpu=on", initMarker + "=1",
+		"random.trust_cpu=on", initMarker + "=1", os.Getenv(envAppend),
 	}
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",

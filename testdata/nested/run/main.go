@@ -1,0 +1,170 @@
+// Command run boots the emulated host of package nested for one command, with
+// the command's stdout and stderr passed through and its exit code returned.
+//
+//	go run ./testdata/nested/run [flags] -- ./bin/vole run -k vmlinuz
+//
+// The command is brought in with the libraries that it links; files that it
+// opens are named with -file, or as assets with -asset, and keep their paths.
+// Exit code 125 is the emulated host's own failure. Like anything that gives
+// itself to the emulated host as init, it is built with CGO_ENABLED=0 or brings
+// its C library along.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vole-vmm/vole/testdata/nested"
+)
+
+// failure is the exit code when the command could not run to its end.
+const failure = 125
+
+// attempts is how many emulated hosts may lock up.
+const attempts = 3
+
+// list is a flag that may be repeated.
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, " ") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+
+func main() {
+	nested.RunIfInit()
+	var c nested.Command
+	var assets, files, out list
+	var always, quiet, stdin bool
+	var limit time.Duration
+	flag.Var(&assets, "asset", "bring in an asset: "+strings.Join([]string{
+		nested.AssetBusybox, nested.AssetQEMU, nested.KernelCloud61, nested.KernelGeneric61, nested.KernelCloud612}, ", ")+" (repeatable)")
+	flag.Var(&files, "file", "bring in a file or directory (repeatable)")
+	flag.Var(&out, "out", "bring back a file or directory (repeatable)")
+	flag.Var((*list)(&c.Env), "env", "set a variable, NAME=VALUE (repeatable)")
+	flag.StringVar(&c.Memory, "memory", nested.DefaultMemory, "memory of the emulated host")
+	flag.DurationVar(&limit, "timeout", 0, "end the command after this long; 0 is never")
+	flag.BoolVar(&always, "always", false, "use the emulated host although /dev/kvm could boot a stock kernel")
+	flag.BoolVar(&quiet, "q", false, "say nothing about the emulated host")
+	flag.BoolVar(&stdin, "stdin", false, "pass stdin through")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: run [flags] -- COMMAND [ARGS]")
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	if flag.NArg() == 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	say := func(s string) {
+		if !quiet {
+			fmt.Fprintln(os.Stderr, "nested: "+s)
+		}
+	}
+	c.Assets, c.Files, c.Args = assets, files, flag.Args()
+	for _, o := range out {
+		path, err := filepath.Abs(o)
+		if err != nil {
+			fatal(err)
+		}
+		c.Out = append(c.Out, path)
+	}
+	path, err := exec.LookPath(c.Args[0])
+	if err == nil {
+		c.Args[0], err = filepath.Abs(path)
+	}
+	if err != nil {
+		fatal(err)
+	}
+	c.Stdout, c.Stderr, c.Note = os.Stdout, os.Stderr, say
+	if stdin {
+		c.Stdin = os.Stdin
+	}
+	os.Exit(run(&c, always, limit, say))
+}
+
+func fatal(err error) {
+	fmt.Fprintln(os.Stderr, "nested:", err)
+	os.Exit(failure)
+}
+
+// run runs the command here if /dev/kvm boots a stock kernel, else in an
+// emulated host, and returns its exit code.
+func run(c *nested.Command, always bool, limit time.Duration, say func(string)) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	why := nested.CannotBoot()
+	if why == "" && !always {
+		return direct(ctx, c, limit)
+	}
+	if why != "" {
+		say(why + ": booting the emulated host")
+	}
+	// A command that printed nothing yet may safely begin again.
+	counted := &counter{w: c.Stdout}
+	c.Stdout = counted
+	for attempt := 1; ; attempt++ {
+		if limit > 0 {
+			c.Deadline = time.Now().Add(limit)
+		}
+		res, err := c.Run(ctx)
+		if err == nil {
+			return res.Code
+		}
+		say(err.Error())
+		if errors.Is(err, nested.ErrNotFetched) || ctx.Err() != nil {
+			return failure
+		}
+		say("its console ends so:\n" + res.Console)
+		if !nested.Locked(err) || attempt == attempts || counted.n > 0 {
+			return failure
+		}
+		say("trying again in a fresh host")
+	}
+}
+
+// direct runs the command on this machine.
+func direct(ctx context.Context, c *nested.Command, limit time.Duration) int {
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	cmd := exec.CommandContext(ctx, c.Args[0], c.Args[1:]...)
+	cmd.Env = append(os.Environ(), c.Env...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, c.Stdout, c.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 5 * time.Second
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit) && exit.ExitCode() >= 0:
+		return exit.ExitCode()
+	case errors.As(err, &exit):
+		return 128 + int(exit.Sys().(syscall.WaitStatus).Signal())
+	}
+	fmt.Fprintln(os.Stderr, "nested:", err)
+	return failure
+}
+
+// counter counts what it passes on.
+type counter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	return n, err
+}
