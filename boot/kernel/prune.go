@@ -1,0 +1,57 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Prune removes all extracted kernels but the keep newest, by when they were
+// last filled, and what crashes have left behind. Kernels that were pulled stay. A
+// cache that does not exist is pruned already. The error is that of the file
+// system, or ErrCacheDir.
+func (c *Cache) Prune(keep int) error {
+	if keep < 0 {
+		return fmt.Errorf("kernel: can't keep %d kernels", keep)
+	}
+	if err := checkDir(c.dir); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("kernel: pruning the cache: %w", err)
+	}
+	err := c.updateKeeping(context.Background(), keep, func(*index) (*lockedTemp, error) { return nil, nil })
+	if err != nil {
+		return fmt.Errorf("kernel: pruning the cache: %w", err)
+	}
+	return nil
+}
+
+// sweep removes every vmlinux that the index does not name and every temporary
+// file that nobody holds. The caller holds the index's lock. A file that can't
+// be removed now is removed another time.
+func (c *Cache) sweep(x *index) {
+	entries, err := os.ReadDir(c.dir)
+	if err != nil {
+		return
+	}
+	named := make(map[string]bool, len(x.records))
+	for _, r := range x.records {
+		named[r.digest.String()+vmlinuxSuffix] = true
+	}
+	for _, e := range entries {
+		path := filepath.Join(c.dir, e.Name())
+		switch {
+		case strings.HasSuffix(e.Name(), vmlinuxSuffix) && !named[e.Name()]:
+			os.Remove(path)
+		case strings.HasSuffix(e.Name(), tempSuffix) && e.Name() != indexName+tempSuffix:
+			if t, err := tryLockTemp(path); err == nil && t != nil {
+				t.discard()
+			}
+		}
+	}
+}
