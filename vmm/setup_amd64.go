@@ -133,13 +133,35 @@ func (c *vcpu) init(h *host, n int) error {
 	if khz, err := c.kvm.TSCKHz(); err == nil { // else the guest finds it out itself
 		cpu.tscKHz = int(khz)
 	}
-	if err := c.kvm.SetCPUID(guestCPUID(cpu, c.id, n)); err != nil {
+	cpuid := guestCPUID(cpu, c.id, n)
+	if err := c.kvm.SetCPUID(cpuid); err != nil {
+		return err
+	}
+	if err := c.setXCR0(cpuid); err != nil {
 		return err
 	}
 	if err := c.setMSRs(); err != nil {
 		return err
 	}
 	return c.setLAPIC()
+}
+
+// setXCR0 enables all the state components that CPUID offers, as firmware may.
+// The guest's kernel does the same later. With XCR0 equal to the host's, KVM
+// need not switch it at every entry and exit; and under a host that does not
+// let KVM see the guest's XSETBV (QEMU's emulated SVM) KVM otherwise goes on
+// with x87 state only, which breaks the guest.
+func (c *vcpu) setXCR0(cpuid []kvm.CPUIDEntry) error {
+	for _, e := range cpuid {
+		if e.Function != leafXSAVE || e.Index != 0 {
+			continue
+		}
+		mask := uint64(e.EDX)<<32 | uint64(e.EAX)
+		if err := c.kvm.SetXCRs([]kvm.XCR{{XCR: 0, Value: mask}}); err != nil {
+			return fmt.Errorf("enabling the XSAVE components %#x: %w", mask, err)
+		}
+	}
+	return nil
 }
 
 // Architectural MSRs that firmware sets (Intel SDM volume 4).
