@@ -12,7 +12,7 @@ const (
 	// txEnough is how many bytes end the wait for more, if the ring takes so many.
 	txEnough = 4 << 10
 	// The writer collects for txWindowMin after the first byte; while the guest goes on sending, for twice as long each
-	// time up to txWindowMax. Waking a thread can cost as much as a port exit, and a console is read by people.
+	// time, up to txWindowMax. Waking a thread can cost as much as a port exit, and a console is read by people.
 	txWindowMin = time.Millisecond
 	txWindowMax = 8 * time.Millisecond
 	// txSlack is room in the ring beyond its limit, for the one byte of each vCPU that waits.
@@ -123,43 +123,58 @@ func (t *serialTx) wait(rose bool) {
 	t.s.mu.Unlock()
 }
 
-// run is the writer.
+// run is the writer. It writes once in a window, and goes to sleep when a window has passed without a byte; only then
+// does the next byte have to wake it.
 func (t *serialTx) run() {
 	defer close(t.done)
-	mu := &t.s.mu
-	window := txWindowMin
-	timer := time.NewTimer(window)
+	timer := time.NewTimer(txWindowMax)
 	timer.Stop()
 	defer timer.Stop()
+	window := txWindowMin
+	<-t.wake
 	for {
-		mu.Lock()
-		idle, urgent, closing := t.n == 0, t.n >= t.ample || t.flushTo > t.written, t.s.closing
-		if idle {
-			t.collecting = false
-		}
-		mu.Unlock()
-		switch {
-		case idle && closing:
-			return
-		case idle:
-			window = txWindowMin
-			<-t.wake
+		t.collect(timer, window)
+		window = min(2*window, txWindowMax)
+		if t.write() {
 			continue
-		case !urgent && !closing:
-			timer.Reset(window)
-			select {
-			case <-timer.C:
-			case <-t.wake:
-				timer.Stop()
-			}
-			window = min(2*window, txWindowMax)
 		}
-		t.write()
+		t.s.mu.Lock()
+		if t.n > 0 {
+			t.s.mu.Unlock()
+			continue
+		}
+		if t.s.closing {
+			t.s.mu.Unlock()
+			return
+		}
+		t.collecting = false
+		t.s.mu.Unlock()
+		<-t.wake
+		window = txWindowMin
 	}
 }
 
-// write hands the ring's bytes to Out until there are only few.
-func (t *serialTx) write() {
+// collect lets bytes come together for a window, or until there is a reason to write them now.
+func (t *serialTx) collect(timer *time.Timer, window time.Duration) {
+	timer.Reset(window)
+	defer timer.Stop()
+	for {
+		t.s.mu.Lock()
+		now := t.n >= t.ample || t.flushTo > t.written || t.s.closing
+		t.s.mu.Unlock()
+		if now {
+			return
+		}
+		select {
+		case <-timer.C:
+			return
+		case <-t.wake:
+		}
+	}
+}
+
+// write hands the ring's bytes to Out until there are only few, and reports whether there were any.
+func (t *serialTx) write() (any bool) {
 	mu := &t.s.mu
 	mu.Lock()
 	defer mu.Unlock()
@@ -186,9 +201,10 @@ func (t *serialTx) write() {
 		}
 		t.moved.Broadcast()
 		if t.n < t.ample && t.flushTo <= t.written {
-			return
+			return true
 		}
 	}
+	return false
 }
 
 // fail records Out's error and throws away what there is.
