@@ -15,7 +15,8 @@ const xsaveSize = 4096
 // maxXCRs is KVM_MAX_XCRS.
 const maxXCRs = 16
 
-// FPU mirrors struct kvm_fpu, the legacy x87 and SSE state.
+// FPU mirrors struct kvm_fpu, the legacy x87 and SSE state. KVM neither fills in
+// nor takes MXCSR: only XSAVE has all of the state.
 type FPU struct {
 	FPR        [8][16]uint8
 	FCW        uint16

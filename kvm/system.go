@@ -60,8 +60,8 @@ func (s *System) init() error {
 	if err != nil {
 		return fmt.Errorf("kvm: %s: %w: KVM_GET_API_VERSION: %w", s.path, ErrNotKVM, err)
 	}
-	if version != apiVersion {
-		return fmt.Errorf("kvm: %s: %w: %d instead of %d", s.path, ErrVersion, version, apiVersion)
+	if err := checkVersion(s.path, version); err != nil {
+		return err
 	}
 	size, err := ioctlValue(s.fd, kvmGetVCPUMmapSize, 0)
 	if err != nil {
@@ -71,6 +71,13 @@ func (s *System) init() error {
 		return fmt.Errorf("kvm: %s: KVM_GET_VCPU_MMAP_SIZE: %d bytes cannot hold a struct kvm_run of %d", s.path, size, runPageSize)
 	}
 	s.mmapSize = size
+	return nil
+}
+
+func checkVersion(path string, version int) error {
+	if version != apiVersion {
+		return fmt.Errorf("kvm: %s: %w: %d instead of %d", path, ErrVersion, version, apiVersion)
+	}
 	return nil
 }
 
