@@ -64,7 +64,7 @@ func Main() (code int) {
 	return failedCode
 }
 
-// printFailures says what went wrong, when nobody wants to hear of the rest.
+// printFailures says what went wrong, when nobody asked for the report.
 func (c console) printFailures(mounts []mount, w words) {
 	for _, m := range mounts {
 		if m.err != nil {

@@ -18,23 +18,24 @@ const (
 // ended by a newline.
 func (f *facts) report() string {
 	var s screen
-	s.rule("vole guest", "init reached after "+secondsText(f.uptime.Seconds()))
-	s.field("kernel", 2, strings.TrimSpace("Linux "+f.release+" "+f.machine), f.version)
-	s.field("command", 3, f.cmdline)
-	s.field("cpus", 2, f.cpuText(), f.model)
-	s.field("memory", 1, f.memoryText())
-	s.field("clock", 1, f.clockText())
-	s.field("hypervisor", 1, f.hypervisor)
-	s.field("console", 2, f.consoleText())
-	s.field("pci", 1, f.pciText())
-	s.field("virtio", 2, strings.Join(f.virtio, ", "))
-	s.field("disks", 2, strings.Join(f.disks, ", "))
-	s.field("network", 2, strings.Join(f.nets, ", "))
-	s.field("mounts", 3, f.mountText())
-	s.field("then", 2, f.nextText())
-	s.messages(&f.messages)
-	s.rule("", "")
-	return strings.Join(s.lines, "\n") + "\n"
+	kernel := ""
+	if f.release != "" {
+		kernel = "Linux " + f.release + " " + f.machine
+	}
+	s.text("kernel", 2, "unknown", kernel, f.version)
+	s.text("command", 3, "empty", f.cmdline)
+	s.text("cpus", 2, "unknown", f.cpuText(), f.model)
+	s.text("memory", 1, "unknown", f.memoryText())
+	s.text("clock", 1, "unknown", f.clockText())
+	s.text("hypervisor", 1, "none seen", f.hypervisor)
+	s.list("console", 2, f.consoleItems())
+	s.text("pci", 1, "none", f.pciText())
+	s.list("virtio", 2, f.virtio)
+	s.list("disks", 2, f.disks)
+	s.list("network", 2, f.nets)
+	s.text("mounts", 3, "none", f.mountText())
+	s.text("next", 2, "", f.nextText())
+	return s.render("vole guest", "init reached after "+secondsText(f.uptime.Seconds()), &f.messages)
 }
 
 func (f *facts) cpuText() string {
@@ -43,7 +44,7 @@ func (f *facts) cpuText() string {
 	}
 	text := fmt.Sprintf("%d online", f.cpus)
 	if f.sockets > 0 {
-		text += fmt.Sprintf(" (%s, %s, %s)", plural(f.sockets, "socket"),
+		text += fmt.Sprintf(" (%s x %s x %s)", plural(f.sockets, "socket"),
 			plural(f.cores, "core"), plural(f.threads, "thread"))
 	}
 	return text
@@ -67,9 +68,9 @@ func (f *facts) clockText() string {
 	return f.clock + ", not used: " + strings.Join(f.clockOther, " ")
 }
 
-// consoleText lists the consoles that the kernel writes to, and the serial
-// ports, in one.
-func (f *facts) consoleText() string {
+// consoleItems lists the consoles that the kernel writes to, and then the other
+// serial ports.
+func (f *facts) consoleItems() []string {
 	ports := make(map[string]string)
 	for _, u := range f.ports {
 		ports[u.name] = fmt.Sprintf("%s (%s at %s, irq %s)", u.name, u.kind, u.where, u.irq)
@@ -82,20 +83,17 @@ func (f *facts) consoleText() string {
 		}
 		all = append(all, c)
 	}
-	if len(all) == 0 {
-		all = append(all, "none")
-	}
 	for _, u := range f.ports {
 		if port, ok := ports[u.name]; ok {
-			all = append(all, "no console: "+port)
+			all = append(all, "not used: "+port)
 		}
 	}
-	return strings.Join(all, ", ")
+	return all
 }
 
 func (f *facts) pciText() string {
 	if len(f.pci) == 0 {
-		return "none"
+		return ""
 	}
 	ids := make([]string, len(f.pci))
 	for i, p := range f.pci {
@@ -128,63 +126,113 @@ func (f *facts) nextText() string {
 	return text
 }
 
-// screen collects the lines of a report.
-type screen struct{ lines []string }
+// screen collects the fields of a report.
+type screen struct{ fields []field }
+
+// field is a label and lines of at most textWidth columns.
+type field struct {
+	label string
+	lines []string
+	more  bool // lines were left out
+}
+
+// text adds paragraphs, wrapped, or the word none if they are empty.
+func (s *screen) text(label string, max int, none string, paragraphs ...string) {
+	var lines []string
+	for _, p := range paragraphs {
+		lines = append(lines, pack(strings.Fields(printable(p)), " ")...)
+	}
+	s.add(label, max, none, lines)
+}
+
+// list adds items with commas between them; lines end at an item's end.
+func (s *screen) list(label string, max int, items []string) {
+	clean := make([]string, len(items))
+	for i := range items {
+		clean[i] = printable(items[i])
+	}
+	s.add(label, max, "none", pack(clean, ", "))
+}
+
+func (s *screen) add(label string, max int, none string, lines []string) {
+	if len(lines) == 0 {
+		lines = []string{none}
+	}
+	f := field{label: label, lines: lines}
+	for len(f.lines) > max {
+		f.drop()
+	}
+	s.fields = append(s.fields, f)
+}
+
+func (f *field) drop() { f.lines, f.more = f.lines[:len(f.lines)-1], true }
+
+// render puts the fields and as many of the serious messages as there is room
+// for between two rules.
+func (s *screen) render(left, right string, m *messages) string {
+	count := "no kernel log, or one that cannot be read"
+	if m.total > 0 {
+		count = fmt.Sprintf("%s of kernel log, no warnings", plural(m.total, "line"))
+	}
+	if n := len(m.serious); n > 0 {
+		count = fmt.Sprintf("%s of kernel log, %s or worse", plural(m.total, "line"), plural(n, "warning"))
+	}
+	s.text("messages", 1, "", count)
+	room := screenLines - 2 // without the rules
+	s.shrink(room - min(len(m.serious), 2))
+
+	var lines []string
+	lines = append(lines, rule(left, right))
+	for _, f := range s.fields {
+		for i, l := range f.lines {
+			if f.more && i == len(f.lines)-1 {
+				l = cut(l+" ...", textWidth)
+			}
+			lines = append(lines, fmt.Sprintf(" %-*s%s", labelWidth-1, f.label, l))
+			f.label = ""
+		}
+	}
+	room += 1 - len(lines)
+	shown := m.serious
+	if len(shown) > room {
+		shown = shown[:room-1]
+	}
+	for _, line := range shown {
+		lines = append(lines, "  "+cut(printable(shortStamp(line)), screenWidth-2))
+	}
+	if n := len(m.serious) - len(shown); n > 0 {
+		lines = append(lines, fmt.Sprintf("  ... and %d more", n))
+	}
+	lines = append(lines, rule("", ""), "")
+	return strings.Join(lines, "\n")
+}
+
+// shrink drops lines of the longest fields until no more than room are left.
+func (s *screen) shrink(room int) {
+	for {
+		total, longest := 0, 0
+		for i, f := range s.fields {
+			total += len(f.lines)
+			if len(f.lines) >= len(s.fields[longest].lines) {
+				longest = i
+			}
+		}
+		if total <= room || len(s.fields[longest].lines) == 1 {
+			return
+		}
+		s.fields[longest].drop()
+	}
+}
 
 // rule is a line of dashes with words at its left and right.
-func (s *screen) rule(left, right string) {
+func rule(left, right string) string {
 	if left != "" {
 		left = "-- " + left + " "
 	}
 	if right != "" {
 		right = " " + right + " --"
 	}
-	s.lines = append(s.lines, left+strings.Repeat("-", screenWidth-len(left)-len(right))+right)
-}
-
-// field is a label and its paragraphs, cut at max lines.
-func (s *screen) field(label string, max int, paragraphs ...string) {
-	var lines []string
-	for _, p := range paragraphs {
-		if p = printable(p); p != "" {
-			lines = append(lines, wrap(p, textWidth)...)
-		}
-	}
-	if len(lines) == 0 {
-		lines = []string{"none"}
-	}
-	if len(lines) > max {
-		lines = lines[:max]
-		lines[max-1] = cut(lines[max-1]+" ...", textWidth)
-	}
-	for _, l := range lines {
-		s.lines = append(s.lines, fmt.Sprintf(" %-*s%s", labelWidth-1, label, l))
-		label = ""
-	}
-}
-
-// messages fills what is left of the screen with the serious ones.
-func (s *screen) messages(m *messages) {
-	if m.total == 0 {
-		s.field("messages", 1, "the kernel's log cannot be read or is empty")
-		return
-	}
-	text := fmt.Sprintf("%s, none of them a warning or worse", plural(m.total, "line"))
-	if n := len(m.serious); n > 0 {
-		text = fmt.Sprintf("%s, %d of them a warning or worse", plural(m.total, "line"), n)
-	}
-	s.field("messages", 1, text)
-	room := screenLines - 1 - len(s.lines)
-	shown := m.serious
-	if len(shown) > room {
-		shown = shown[:max(room-1, 0)]
-	}
-	for _, line := range shown {
-		s.lines = append(s.lines, "  "+cut(printable(shortStamp(line)), screenWidth-2))
-	}
-	if n := len(m.serious) - len(shown); n > 0 && room > 0 {
-		s.lines = append(s.lines, fmt.Sprintf("  ... and %d more", n))
-	}
+	return left + strings.Repeat("-", screenWidth-len(left)-len(right)) + right
 }
 
 // shortStamp takes the padding out of a time stamp, "[    1.234567] ".
@@ -206,27 +254,25 @@ func printable(s string) string {
 	}, strings.TrimSpace(s))
 }
 
-// wrap breaks a paragraph at spaces, or within words that are too long.
-func wrap(s string, width int) []string {
+// pack puts words into lines of textWidth columns with sep between them, and
+// breaks words that are longer than a line.
+func pack(words []string, sep string) []string {
 	var lines []string
 	line := ""
-	for word := range strings.FieldsSeq(s) {
-		switch {
-		case line == "":
-			line = word
-		case len(line)+1+len(word) <= width:
-			line += " " + word
-		default:
-			lines = append(lines, line)
-			line = word
+	for i, word := range words {
+		if i < len(words)-1 {
+			word += sep
 		}
-		for len(line) > width {
-			lines = append(lines, line[:width])
-			line = line[width:]
+		if line != "" && len(line)+len(strings.TrimRight(word, " ")) > textWidth {
+			lines = append(lines, strings.TrimRight(line, " "))
+			line = ""
+		}
+		for line += word; len(strings.TrimRight(line, " ")) > textWidth; line = line[textWidth:] {
+			lines = append(lines, strings.TrimRight(line[:textWidth], " "))
 		}
 	}
 	if line != "" {
-		lines = append(lines, line)
+		lines = append(lines, strings.TrimRight(line, " "))
 	}
 	return lines
 }
@@ -235,7 +281,7 @@ func cut(s string, width int) string {
 	if len(s) <= width {
 		return s
 	}
-	return s[:width-3] + "..."
+	return strings.TrimRight(s[:width-3], " ") + "..."
 }
 
 func plural(n int, thing string) string {
