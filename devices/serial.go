@@ -251,8 +251,8 @@ func (s *Serial) State() SerialState {
 	return s.st
 }
 
-// SetState replaces the registers and the receiver FIFO, without the bits that they do not have. If an interrupt is
-// pending in them, it is raised anew.
+// SetState replaces the registers and the receiver FIFO, without the bits that they do not have; what waits on the host
+// goes on waiting. If an interrupt is pending in the new state, it is raised anew.
 func (s *Serial) SetState(st SerialState) {
 	st.IER &= ierMask
 	st.FCR &= fcrKeep
@@ -267,7 +267,6 @@ func (s *Serial) SetState(st SerialState) {
 	s.st.RXLen = min(st.RXLen, s.rxSize())
 	s.st.RXLoop &= 1<<s.st.RXLen - 1
 	s.st.MSR = st.MSR&msrDeltas | s.lines()
-	s.rx.unread = s.rx.unread[:0]
 	s.rx.polls = 0
 	s.line = false
 	s.receiveAndPulse()

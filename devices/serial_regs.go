@@ -226,8 +226,8 @@ func (s *Serial) loopBack(v uint8) {
 	}
 	st.LSR |= lsrOE
 	if size == 1 {
-		st.RX[0] = v
-		st.RXLoop |= 1
+		s.rx.putBack()
+		st.RX[0], st.RXLoop = v, 1
 	}
 }
 

@@ -28,9 +28,9 @@ const (
 type serialRx struct {
 	s      *Serial
 	ring   []byte
-	head   int // the oldest byte
-	n      int // bytes in the ring
-	unread []byte
+	head   int    // the oldest byte
+	n      int    // bytes in the ring
+	unread []byte // what was in the FIFO before, and comes before the ring
 	room   *sync.Cond
 	err    error
 	done   chan struct{} // closed when the reader ends; nil before Start
@@ -51,7 +51,7 @@ func (r *serialRx) init(s *Serial) {
 	if s.in != nil {
 		r.ring = make([]byte, SerialInBuffer)
 	}
-	r.unread = make([]byte, 0, len(s.st.RX))
+	r.unread = make([]byte, 0, 2*len(s.st.RX)) // one FIFO; one more if SetState brought it
 	r.room = sync.NewCond(&s.mu)
 }
 
@@ -145,8 +145,8 @@ func (r *serialRx) arrive() {
 	}
 }
 
-// putBack takes what came from In out of the FIFO, for the guest to get once more after it has cleared the FIFO: on a
-// wire without speed these bytes are not there yet.
+// putBack keeps what came from In and is about to be lost from the FIFO, for the guest to get once more: on a wire
+// without speed, what a guest clears away has not arrived yet.
 func (r *serialRx) putBack() {
 	st := &r.s.st
 	var kept [2 * len(st.RX)]byte

@@ -35,8 +35,8 @@ func (g *gate) Write(p []byte) (int, error) {
 }
 
 func sendAll(s *Serial, p []byte) {
-	for _, b := range p {
-		out(s, regData, b)
+	for i := range p {
+		s.Write(regData, p[i:i+1])
 	}
 }
 
