@@ -39,7 +39,7 @@ func processAge() (time.Duration, bool) {
 	if err != nil {
 		return 0, false
 	}
-	ticks, ok := startTicks(b)
+	ticks, ok := statField(b, 22) // starttime
 	if !ok {
 		return 0, false
 	}
@@ -50,19 +50,19 @@ func processAge() (time.Duration, bool) {
 	return time.Duration(now.Nano()) - time.Duration(ticks)*(time.Second/userHZ), true
 }
 
-// startTicks reads field 22 of proc_pid_stat(5), starttime. The name in field 2 may hold anything,
-// brackets and spaces too.
-func startTicks(stat []byte) (int64, bool) {
+// statField reads a number, from the third on, of a line that proc_pid_stat(5) numbers from 1. The
+// name in field 2 may hold anything, brackets and spaces too.
+func statField(stat []byte, field int) (int64, bool) {
 	end := bytes.LastIndexByte(stat, ')')
 	if end < 0 {
 		return 0, false
 	}
 	fields := bytes.Fields(stat[end+1:])
-	const starttime = 22 - 3 // fields[0] is field 3
-	if len(fields) <= starttime {
+	i := field - 3
+	if i < 0 || i >= len(fields) {
 		return 0, false
 	}
-	n, err := strconv.ParseInt(string(fields[starttime]), 10, 64)
+	n, err := strconv.ParseInt(string(fields[i]), 10, 64)
 	return n, err == nil
 }
 

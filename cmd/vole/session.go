@@ -46,7 +46,7 @@ func (s *session) run() error {
 	s.cancel = cancel
 	// Also while a panic of this goroutine goes by; the guard is for the others'.
 	defer s.term.release()
-	sigs := watchSignals(cancel, s.term, s.stderr, os.Exit)
+	sigs := watchSignals(cancel, s.term, s.stderr, s.log, os.Exit)
 	defer sigs.stop()
 	defer s.closeStreams()
 
@@ -117,8 +117,10 @@ func (s *session) machine(ctx context.Context) (exit vmm.Exit, err error) {
 		return exit, err
 	}
 	defer func() {
-		if cerr := m.Close(); cerr != nil && err == nil {
-			err = cerr
+		// The machine's end stands: what couldn't be given back, or written after it was
+		// ended from outside, does not change it.
+		if err := m.Close(); err != nil {
+			s.log.Info("closing the machine", "error", err)
 		}
 	}()
 	if ctx.Err() != nil {

@@ -4,10 +4,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime"
+	"strconv"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // stopped is why vole ended a guest that had not ended by itself, and the exit code for that.
@@ -40,7 +44,7 @@ type signals struct {
 func ignoreStops() { signal.Ignore(syscall.SIGPIPE, syscall.SIGTTIN, syscall.SIGTTOU) }
 
 // watchSignals begins. exit ends the process; it does not return.
-func watchSignals(cancel context.CancelCauseFunc, term *terminal, stderr io.Writer, exit func(int)) *signals {
+func watchSignals(cancel context.CancelCauseFunc, term *terminal, stderr io.Writer, log *slog.Logger, exit func(int)) *signals {
 	s := &signals{ch: make(chan os.Signal, 8), done: make(chan struct{})}
 	signal.Notify(s.ch, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM)
 	if term != nil {
@@ -52,15 +56,16 @@ func watchSignals(cancel context.CancelCauseFunc, term *terminal, stderr io.Writ
 		for sig := range s.ch {
 			switch sig {
 			case syscall.SIGTSTP:
-				term.leave()
-				// The default action, which the kernel drops where nobody could
-				// continue the process; SIGCONT takes the signal back.
-				signal.Reset(syscall.SIGTSTP)
-				_ = syscall.Kill(os.Getpid(), syscall.SIGTSTP)
+				// What the default action would do, which can't be had back from
+				// the Go runtime.
+				if !orphaned() {
+					term.leave()
+					_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+				}
 				continue
 			case syscall.SIGCONT:
-				signal.Notify(s.ch, syscall.SIGTSTP)
 				term.continued()
+				log.Debug("continued", "raw", term.isRaw())
 				continue
 			case syscall.SIGQUIT:
 				fmt.Fprintf(stderr, "%s\n", allStacks())
@@ -75,6 +80,35 @@ func watchSignals(cancel context.CancelCauseFunc, term *terminal, stderr io.Writ
 		}
 	}()
 	return s
+}
+
+// orphaned says whether the process group has nobody who could continue it: no member has a parent
+// in another group of the session. The kernel drops SIGTSTP there. Only this process's line of
+// parents is looked at.
+func orphaned() bool {
+	session, err := unix.Getsid(0)
+	if err != nil {
+		return true
+	}
+	group, parent := unix.Getpgrp(), os.Getppid()
+	for parent > 0 {
+		if sid, err := unix.Getsid(parent); err != nil || sid != session {
+			return true
+		}
+		if pgid, err := unix.Getpgid(parent); err != nil || pgid != group {
+			return err != nil
+		}
+		b, err := os.ReadFile("/proc/" + strconv.Itoa(parent) + "/stat")
+		if err != nil {
+			return true
+		}
+		n, ok := statField(b, 4) // ppid
+		if !ok {
+			return true
+		}
+		parent = int(n)
+	}
+	return true
 }
 
 // stop gives the signals back; the next one does what it does by default.

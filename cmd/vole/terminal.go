@@ -21,10 +21,11 @@ type terminal struct {
 	fd    int
 	guard *guard
 
-	mu       sync.Mutex
-	raw      bool
-	released bool
-	modes    modes
+	mu    sync.Mutex
+	raw   bool
+	left  bool // until continued
+	ended bool // for good
+	modes modes
 }
 
 // modes are the terminal's settings outside vole and under it.
@@ -48,7 +49,7 @@ func (t *terminal) enter() bool {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.released || !t.foreground() {
+	if t.left || t.ended || !t.foreground() {
 		return false
 	}
 	if t.raw {
@@ -57,6 +58,10 @@ func (t *terminal) enter() bool {
 	saved, err := unix.IoctlGetTermios(t.fd, unix.TCGETS)
 	if err != nil {
 		return false
+	}
+	if t.modes.Raw != (unix.Termios{}) && *saved == t.modes.Raw {
+		// Nobody has touched what vole left: a SIGCONT without need, or after SIGSTOP.
+		saved = &t.modes.Saved
 	}
 	raw := *saved
 	makeRaw(&raw)
@@ -78,17 +83,18 @@ func (t *terminal) enter() bool {
 	return true
 }
 
-// leave gives the terminal back the settings it had; enter may follow.
+// leave gives the terminal back the settings it had, until continued.
 func (t *terminal) leave() {
 	if t == nil {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.left = true
 	t.restore()
 }
 
-// restore is leave with the lock held.
+// restore gives the terminal back its settings; the lock is held.
 func (t *terminal) restore() {
 	if !t.raw {
 		return
@@ -109,7 +115,7 @@ func (t *terminal) release() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.restore()
-	t.released = true
+	t.ended = true
 	t.guard.stop()
 	t.guard = nil
 }
@@ -120,7 +126,7 @@ func (t *terminal) continued() {
 		return
 	}
 	t.mu.Lock()
-	t.raw = false
+	t.raw, t.left = false, false
 	t.mu.Unlock()
 	t.enter()
 }

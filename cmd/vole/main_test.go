@@ -1,0 +1,226 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// envCommand makes the test binary be vole; envPanic makes it panic on another goroutine on SIGUSR1.
+const (
+	envCommand = "VOLE_TEST_COMMAND"
+	envPanic   = "VOLE_TEST_PANIC"
+)
+
+// patience bounds every wait for a process here.
+const patience = 60 * time.Second
+
+func TestMain(m *testing.M) {
+	if os.Getenv(envCommand) != "" || isGuard(os.Args) {
+		if os.Getenv(envPanic) != "" {
+			ch := make(chan os.Signal, 1)
+			signal.Notify(ch, syscall.SIGUSR1)
+			go func() {
+				<-ch
+				panic("as the test asked")
+			}()
+		}
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// command is the test binary as `vole args...`, killed when the test takes too long. Its cache is
+// the test's own.
+func command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, exe, args...)
+	cmd.Env = append(os.Environ(), envCommand+"=1", "VOLE_CACHE="+filepath.Join(t.TempDir(), "cache"))
+	return cmd
+}
+
+// result is what a finished command left.
+type result struct {
+	code           int
+	stdout, stderr string
+}
+
+// vole runs `vole args...` with nothing on stdin.
+func vole(t *testing.T, args ...string) result {
+	t.Helper()
+	return finish(t, command(t, args...))
+}
+
+func finish(t *testing.T, cmd *exec.Cmd) result {
+	t.Helper()
+	var out, errs bytes.Buffer
+	if cmd.Stdout == nil {
+		cmd.Stdout = &out
+	}
+	cmd.Stderr = &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		require.NoError(t, err)
+	}
+	return result{cmd.ProcessState.ExitCode(), out.String(), errs.String()}
+}
+
+// file makes a file in a directory of the test's own.
+func file(t *testing.T, name string, content []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	require.NoError(t, os.WriteFile(path, content, 0o644))
+	return path
+}
+
+func TestBadUsage(t *testing.T) {
+	dir := t.TempDir()
+	empty := file(t, "empty", nil)
+	text := file(t, "text", []byte(strings.Repeat("not a kernel\n", 1000)))
+	config := file(t, "machine.json", []byte(`{"kernel": "k", "memory": "1X"}`))
+	unknown := file(t, "unknown.json", []byte(`{"disk": "d"}`))
+	kernel := file(t, "kernel", payload(powerOff()))
+	for name, tc := range map[string]struct {
+		args []string
+		want []string
+	}{
+		"unknown command":       {[]string{"frob"}, []string{"vole: ", `"frob"`}},
+		"unknown flag":          {[]string{"run", "--frob"}, []string{"vole: run: ", "--frob"}},
+		"unknown short flag":    {[]string{"run", "-z"}, []string{"'z'"}},
+		"a device not there":    {[]string{"run", "--disk", "d"}, []string{"--disk"}},
+		"argument":              {[]string{"run", "vmlinuz"}, []string{`unexpected argument "vmlinuz"`}},
+		"kernel twice":          {[]string{"run", "--kernel", "a", "-k", "b"}, []string{"--kernel: given more than once"}},
+		"memory twice":          {[]string{"run", "-m", "1G", "-m", "1G"}, []string{"--memory: given more than once"}},
+		"value missing":         {[]string{"run", "--kernel"}, []string{"--kernel: a value is missing"}},
+		"value empty":           {[]string{"run", "--kernel="}, []string{"--kernel: the value is empty"}},
+		"no such kernel":        {[]string{"run", "-k", "/nowhere/vmlinuz"}, []string{"/nowhere/vmlinuz", "no such file"}},
+		"kernel is a directory": {[]string{"run", "-k", dir}, []string{dir, "directory"}},
+		"kernel is empty":       {[]string{"run", "-k", empty}, []string{empty, "empty"}},
+		"kernel is text":        {[]string{"run", "-k", text}, []string{text, "not a Linux kernel"}},
+		"no such initrd":        {[]string{"run", "-k", kernel, "-i", "/nowhere/initrd"}, []string{"/nowhere/initrd", "no such file"}},
+		"initrd too large":      {[]string{"run", "-k", kernel, "-i", bigFile(t, 8<<20), "-m", "4M"}, []string{"initrd"}},
+		"command line too long": {[]string{"run", "-k", kernel, "-i", text, "-a", strings.Repeat("word ", 1<<13)}, []string{"command line"}},
+		"memory 0":              {[]string{"run", "-k", kernel, "-m", "0"}, []string{"--memory", `"0"`, "as 512M"}},
+		"memory 1 MiB":          {[]string{"run", "-k", kernel, "-m", "1M"}, []string{"--memory", `"1M"`}},
+		"memory 16 EiB":         {[]string{"run", "-k", kernel, "-m", "16E"}, []string{"--memory", `"16E"`}},
+		"memory not a number":   {[]string{"run", "-k", kernel, "-m", "much"}, []string{"--memory", `"much"`}},
+		"no vCPUs":              {[]string{"run", "-k", kernel, "-c", "0"}, []string{"--cpus", "0"}},
+		"10000 vCPUs":           {[]string{"run", "-k", kernel, "-c", "10000"}, []string{"--cpus", "10000"}},
+		"boot":                  {[]string{"run", "-k", kernel, "--boot", "pxe"}, []string{"--boot", `"pxe"`}},
+		"timeout":               {[]string{"run", "-k", kernel, "--timeout", "30"}, []string{"--timeout", `"30"`, "30s"}},
+		"on reset":              {[]string{"run", "-k", kernel, "--on-reset", "x"}, []string{"--on-reset"}},
+		"no such config":        {[]string{"run", "--config", "/nowhere.json"}, []string{"--config", "/nowhere.json"}},
+		"value in config":       {[]string{"run", "--config", config}, []string{"--config", config, "memory", `"1X"`}},
+		"key in config":         {[]string{"run", "--config", unknown}, []string{unknown, `"disk"`}},
+		"pit":                   {[]string{"run", "--pit=maybe"}, []string{"--pit", `"maybe"`}},
+		"kernel subcommand":     {[]string{"kernel", "push"}, []string{"vole: kernel: ", `"push"`}},
+		"kernel path":           {[]string{"kernel", "path", "a", "b"}, []string{`"b"`}},
+		"completion, none":      {[]string{"completion"}, []string{"bash, zsh, fish, powershell"}},
+		"completion":            {[]string{"completion", "csh"}, []string{`"csh"`, "bash, zsh"}},
+		"help about nothing":    {[]string{"help", "frob"}, []string{`"frob"`}},
+		"doctor argument":       {[]string{"doctor", "x"}, []string{`"x"`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := vole(t, tc.args...)
+			assert.Equal(t, codeUsage, r.code, r.stderr)
+			assert.Empty(t, r.stdout)
+			assert.True(t, strings.HasPrefix(r.stderr, "vole: "), r.stderr)
+			assert.Equal(t, 1, strings.Count(r.stderr, "\n"), r.stderr)
+			for _, want := range tc.want {
+				assert.Contains(t, r.stderr, want)
+			}
+		})
+	}
+}
+
+// bigFile is a sparse file.
+func bigFile(t *testing.T, size int64) string {
+	t.Helper()
+	path := file(t, "big", nil)
+	require.NoError(t, os.Truncate(path, size))
+	return path
+}
+
+// TestBadInputCreatesNothing: no console file, no report, no cache.
+func TestBadInputCreatesNothing(t *testing.T) {
+	dir := t.TempDir()
+	text := file(t, "text", []byte(strings.Repeat("not a kernel\n", 1000)))
+	cmd := command(t, "run", "-k", text, "--console", filepath.Join(dir, "console"), "--report", filepath.Join(dir, "report.json"))
+	cmd.Env = append(cmd.Env, "VOLE_CACHE="+filepath.Join(dir, "cache"))
+	r := finish(t, cmd)
+	assert.Equal(t, codeUsage, r.code)
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Empty(t, entries)
+}
+
+func TestErrorsCantSteerTheTerminal(t *testing.T) {
+	r := vole(t, "run", "-k", "/nowhere/\x1b[31m\nred")
+	assert.Equal(t, codeUsage, r.code)
+	assert.NotContains(t, r.stderr, "\x1b")
+	assert.Equal(t, 1, strings.Count(r.stderr, "\n"))
+}
+
+func TestVersion(t *testing.T) {
+	r := vole(t, "version")
+	assert.Equal(t, codeOK, r.code)
+	assert.Regexp(t, `^vole \S+ .*go1\.\d+.* linux/\w+\n$`, r.stdout)
+	r = vole(t, "version", "--json")
+	assert.Contains(t, r.stdout, `"platform": "linux/`)
+}
+
+func TestHelp(t *testing.T) {
+	root := vole(t, "help")
+	assert.Equal(t, codeOK, root.code)
+	for _, cmd := range []string{"run", "doctor", "kernel", "version", "completion", "help"} {
+		assert.Contains(t, root.stdout, "\n  "+cmd+" ")
+	}
+	assert.Equal(t, root, vole(t), "no command at all is help")
+	assert.Equal(t, root, vole(t, "--help"))
+
+	run := vole(t, "help", "run")
+	assert.Equal(t, codeOK, run.code)
+	for _, flag := range []string{"-k, --kernel FILE", "-m, --memory SIZE", "--on-reset WAY", "--report FILE"} {
+		assert.Contains(t, run.stdout, flag)
+	}
+	assert.Equal(t, run, vole(t, "run", "-h"))
+	assert.Contains(t, vole(t, "help", "kernel", "path").stdout, "vole kernel path [VERSION]")
+}
+
+func TestCompletion(t *testing.T) {
+	for _, shell := range shells {
+		t.Run(shell, func(t *testing.T) {
+			r := vole(t, "completion", shell)
+			assert.Equal(t, codeOK, r.code, r.stderr)
+			assert.Contains(t, r.stdout, "vole")
+			assert.Empty(t, r.stderr)
+		})
+	}
+	r := vole(t, "__complete", "run", "--boot", "")
+	assert.Contains(t, r.stdout, "vmlinux\nbzimage\n")
+}
+
+func TestKernelCommands(t *testing.T) {
+	r := vole(t, "kernel", "path", "0.0.0-nothing")
+	assert.Equal(t, codeHost, r.code)
+	assert.Contains(t, r.stderr, `no kernel "0.0.0-nothing"`)
+	r = vole(t, "kernel", "ls", "--json")
+	assert.Equal(t, codeOK, r.code)
+	assert.True(t, strings.HasPrefix(r.stdout, "["), r.stdout)
+}
