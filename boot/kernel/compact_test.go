@@ -163,7 +163,15 @@ func TestCompactManyGaps(t *testing.T) {
 }
 
 func FuzzCompact(f *testing.F) {
-	f.Add(makeVmlinux()[:0x20000], 1000)
+	// A small file with one gap, so that mutations reach the headers.
+	seed := make([]byte, 8*pageSize+100)
+	copy(seed, makeELFHeader(0x1000000, 2, 0))
+	table := progHeader{Type: ptLoad, Offset: 0, Vaddr: 0x1000000, Paddr: 0x1000000, Filesz: 7 * pageSize, Memsz: 9 * pageSize}.append(nil)
+	table = progHeader{Type: 4, Offset: 6*pageSize + 8, Filesz: 16}.append(table)
+	copy(seed[ehdrSize:], table)
+	seed[6*pageSize+8] = 1
+	f.Add(seed, 1000)
+	f.Add(seed[:3*pageSize], 4096)
 	f.Fuzz(func(t *testing.T, vmlinux []byte, n int) {
 		if len(vmlinux) < ehdrSize || checkELF(vmlinux[:ehdrSize]) != nil || n < 1 {
 			return

@@ -11,7 +11,6 @@ import (
 	"math/bits"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/pierrec/lz4/v4"
 	"github.com/therootcompany/xz"
 	"github.com/ulikunitz/xz/lzma"
 )
@@ -100,7 +99,7 @@ func newReader(c Compression, src *bufio.Reader, size int64) (io.Reader, error) 
 	case LZO:
 		return newLZOPReader(src, size)
 	case LZ4:
-		return lz4.NewReader(src), nil
+		return newLZ4Reader(src, size)
 	case Zstd:
 		return newZstdReader(src, size)
 	}

@@ -162,7 +162,7 @@ func TestExtractRefuses(t *testing.T) {
 		{"truncated in the payload", good[:len(good)-100], ErrCorrupt, "truncated"},
 		{"payload past the file", edit(func(b []byte) []byte { le.PutUint32(b[offPayloadOffset:], 0xffffffff); return b }), ErrCorrupt, "truncated"},
 		{"unknown compression", edit(func(b []byte) []byte { copy(b[0x630:], "\x7fELF"); return b }), ErrUnsupported, "no known compression"},
-		{"size too small", makeImage(withSize(testPayload(t, LZ4)[:len(testPayload(t, LZ4))-4], len(vmlinux)-1)), ErrCorrupt, "more than"},
+		{"size too small", makeImage(withSize(testPayload(t, Zstd)[:len(testPayload(t, Zstd))-4], len(vmlinux)-1)), ErrCorrupt, "more than"},
 		{"size too large", makeImage(withSize(testPayload(t, LZ4)[:len(testPayload(t, LZ4))-4], len(vmlinux)+1)), ErrCorrupt, "promises"},
 		{"size tiny", makeImage(withSize(testPayload(t, LZ4)[:len(testPayload(t, LZ4))-4], 10)), ErrCorrupt, "less than an ELF header"},
 		{"size over the limit", makeImage(withSize(testPayload(t, LZ4)[:len(testPayload(t, LZ4))-4], MaxSize+1)), ErrUnsupported, "over the limit"},
