@@ -25,6 +25,7 @@ const (
 	elfPTNote      = 4
 	elfPTTLS       = 7
 	elfNoteXenName = "Xen\x00"
+	elfNoteGoName  = "Go\x00\x00" // marks what Go's linker made
 	// elfNotePhys32Entry is XEN_ELFNOTE_PHYS32_ENTRY of Linux's
 	// include/xen/interface/elfnote.h.
 	elfNotePhys32Entry = 18
@@ -113,8 +114,12 @@ func parseELF(img Image, head []byte) (*elfFile, error) {
 				f.segments = append(f.segments, s)
 			}
 		case elfPTNote:
-			if err := f.readNotes(img, s, le.Uint64(ph[48:])); err != nil {
+			user, err := f.readNotes(img, s, le.Uint64(ph[48:]))
+			if err != nil {
 				return nil, fmt.Errorf("segment %d (notes): %w", index, err)
+			}
+			if user {
+				return nil, notKernel("an ELF program for user space")
 			}
 		}
 	}
@@ -173,18 +178,20 @@ func (f *elfFile) order() error {
 	return nil
 }
 
-// readNotes looks for the PVH entry in the notes at s.
-func (f *elfFile) readNotes(img Image, s segment, align uint64) error {
+// readNotes looks for the PVH entry in the notes at s. user is set where they
+// are those of a program for user space; a static Go program can't be told
+// from a kernel otherwise.
+func (f *elfFile) readNotes(img Image, s segment, align uint64) (user bool, err error) {
 	size := uint64(img.Size())
 	switch {
 	case s.filesz > maxNotes:
-		return faultf(ErrMalformed, "malformed ELF: %d bytes of notes, more than %d", s.filesz, maxNotes)
+		return false, faultf(ErrMalformed, "malformed ELF: %d bytes of notes, more than %d", s.filesz, maxNotes)
 	case s.filesz > 0 && (s.off > size || s.filesz > size-s.off):
-		return faultf(ErrTruncated, "truncated: the file has %d bytes, the notes take %d from %#x", size, s.filesz, s.off)
+		return false, faultf(ErrTruncated, "truncated: the file has %d bytes, the notes take %d from %#x", size, s.filesz, s.off)
 	}
 	b := make([]byte, s.filesz)
 	if err := readFull(img, b, int64(s.off)); err != nil {
-		return err
+		return false, err
 	}
 	// Notes are padded to 4 bytes except where the segment says 8 (gABI).
 	pad := uint64(4)
@@ -196,23 +203,26 @@ func (f *elfFile) readNotes(img Image, s segment, align uint64) error {
 		namesz, descsz, typ := uint64(le.Uint32(b)), uint64(le.Uint32(b[4:])), le.Uint32(b[8:])
 		desc := alignUp(12+namesz, pad)
 		if desc+descsz > uint64(len(b)) {
-			return faultf(ErrMalformed, "malformed ELF: a note of %d bytes does not end within its segment", desc+descsz)
+			return false, faultf(ErrMalformed, "malformed ELF: a note of %d bytes does not end within its segment", desc+descsz)
 		}
-		if typ == elfNotePhys32Entry && string(b[12:12+namesz]) == elfNoteXenName {
+		switch name := string(b[12 : 12+namesz]); {
+		case name == elfNoteGoName:
+			return true, nil
+		case name == elfNoteXenName && typ == elfNotePhys32Entry:
 			switch descsz {
 			case 4:
 				f.pvh = uint64(le.Uint32(b[desc:]))
 			case 8:
 				f.pvh = le.Uint64(b[desc:])
 			default:
-				return faultf(ErrMalformed, "malformed ELF: PVH entry note of %d bytes", descsz)
+				return false, faultf(ErrMalformed, "malformed ELF: PVH entry note of %d bytes", descsz)
 			}
 			f.hasPVH = true
-			return nil
+			return false, nil
 		}
 		b = b[min(alignUp(desc+descsz, pad), uint64(len(b))):]
 	}
-	return nil
+	return false, nil
 }
 
 // physical maps an entry address to guest-physical: vmlinux files name the

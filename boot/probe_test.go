@@ -96,6 +96,7 @@ func TestProbeRefuses(t *testing.T) {
 		{"size of program headers", elf.with(func(e *elfImage) { e.phentsize = 32 }).bytes(), ErrMalformed, "program headers of 32 bytes"},
 		{"dynamic program", elf.with(func(e *elfImage) { e.segs[3].typ = 3 }).bytes(), ErrNotKernel, "an ELF program for user space"},
 		{"static program", elf.with(func(e *elfImage) { e.segs[3].typ = 7 }).bytes(), ErrNotKernel, "an ELF program for user space"},
+		{"static Go program", elf.with(func(e *elfImage) { e.segs[3].data = note("Go\x00\x00", 4, []byte("id")) }).bytes(), ErrNotKernel, "kernel: not a Linux kernel: an ELF program for user space"},
 		{"nothing to load", elf.with(func(e *elfImage) { e.segs = e.segs[3:] }).bytes(), ErrNotKernel, "an ELF with nothing to load"},
 		{"more in file than in memory", elf.with(func(e *elfImage) { e.segs[0].memsz = 1 }).bytes(), ErrMalformed, "6144 bytes in the file but 1 in memory"},
 		{"segment wraps", elf.with(func(e *elfImage) { e.segs[2].memsz = 1<<64 - 1 }).bytes(), ErrMalformed, "wrap"},
