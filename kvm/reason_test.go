@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func TestReasonString(t *testing.T) {
@@ -146,4 +148,23 @@ func TestImmediateExitIsOneByte(t *testing.T) {
 	assert.Equal(t, []byte{1, 1, 0, 0, 0, 0, 0, 0}, c.run.mem[:8])
 	c.SetImmediateExit(false)
 	assert.Equal(t, []byte{1, 0, 0, 0, 0, 0, 0, 0}, c.run.mem[:8])
+}
+
+func TestRunErrorNamesTheAddress(t *testing.T) {
+	c := fakeVCPU(ReasonUnknown)
+	page := c.run.mem[32:]
+	binary.LittleEndian.PutUint64(page[0:], 8)
+	binary.LittleEndian.PutUint64(page[8:], 0x100000)
+	binary.LittleEndian.PutUint64(page[16:], pageSize)
+	c.run.page.ExitReason = uint32(ReasonMemoryFault)
+	for _, errno := range []unix.Errno{unix.EFAULT, unix.EHWPOISON} {
+		err := c.runError(errno)
+		require.ErrorIs(t, err, errno)
+		var fault *MemoryFaultError
+		require.ErrorAs(t, err, &fault)
+		assert.Equal(t, MemoryFaultError{GPA: 0x100000, Size: pageSize, Flags: 8, Err: errno}, *fault)
+	}
+	assert.EqualError(t, c.runError(unix.ENOEXEC), "kvm: KVM_RUN on vCPU 0: exec format error")
+	c.run.page.ExitReason = uint32(ReasonIO)
+	assert.EqualError(t, c.runError(unix.EFAULT), "kvm: KVM_RUN on vCPU 0: bad address")
 }
