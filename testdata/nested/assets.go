@@ -17,13 +17,14 @@ import (
 const (
 	AssetVole    = "vole"    // the vole binary: $VOLE_BIN, else built from this module
 	AssetBusybox = "busybox" // a static busybox
-	AssetIASL    = "iasl"    // a script that runs ACPICA's iasl; outside the emulated host only
 	AssetQEMU    = "qemu"    // the directory of the unpacked QEMU; run it by [QEMUCommand]
 )
 
-// Kernel names an image: "kernel-" + version + flavour. Which there are depends
-// on the distribution's release: [Kernels] lists them.
+// Names of kernels: "kernel-" + version + flavour. Which there are depends on the
+// distribution's release: [Kernels] lists them. KernelDefault is the one that
+// the emulated host runs too. With "modules" for "kernel" they name the modules.
 const (
+	KernelDefault   = "kernel"
 	KernelCloud61   = "kernel-6.1-cloud"
 	KernelGeneric61 = "kernel-6.1-generic"
 	KernelCloud612  = "kernel-6.12-cloud"
@@ -87,12 +88,13 @@ func assetPath(name string) (string, error) {
 		return "", notFetched(name, "there are: "+strings.Join(names, " "))
 	}
 	switch name {
+	case KernelDefault:
+		k, err := hostKernel()
+		return k.Image, err
 	case AssetBusybox:
 		return inComponent(ComponentBusybox, "bin/busybox", "usr/bin/busybox")
 	case AssetQEMU:
 		return inComponent(ComponentQEMU, ".")
-	case AssetIASL:
-		return inComponent(ComponentACPICA, "usr/bin/iasl")
 	}
 	return "", fmt.Errorf("nested: no asset is called %q", name)
 }
@@ -228,26 +230,13 @@ func findQEMU() (qemuTree, error) {
 	if err != nil {
 		return qemuTree{}, err
 	}
-	q := qemuTree{program: filepath.Join(dir, "usr/bin/qemu-system-x86_64")}
-	for _, l := range []string{"lib64", "usr/lib64", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"} {
-		path := filepath.Join(dir, l, "ld-linux-x86-64.so.2")
-		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
-			q.loader = path
-			break
-		}
-	}
-	for _, l := range []string{"lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"} {
-		q.libs = append(q.libs, filepath.Join(dir, l))
+	q := qemuTree{program: filepath.Join(dir, "usr/bin/qemu-system-x86_64"), libs: treeLibs(dir)}
+	if q.loader, err = treeLoader(dir); err != nil {
+		return q, err
 	}
 	q.plugins = filepath.Join(dir, "usr/lib/x86_64-linux-gnu/qemu")
 	for _, f := range []string{"usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"} {
 		q.firmware = append(q.firmware, filepath.Join(dir, f))
-	}
-	if q.loader == "" {
-		// Where usr is merged, lib64 is a link that no package carries.
-		if q.loader, err = filepath.EvalSymlinks(filepath.Join(dir, "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")); err != nil {
-			return q, notFetched(AssetQEMU, "no dynamic loader in "+dir)
-		}
 	}
 	if _, err := os.Stat(q.program); err != nil {
 		return q, notFetched(AssetQEMU, err.Error())

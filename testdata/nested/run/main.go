@@ -5,6 +5,7 @@
 //
 // The command is brought in with the libraries that it links; files that it
 // opens are named with -file, or as assets with -asset, and keep their paths.
+// An argument "@NAME" is the path of the asset NAME, which is brought in.
 // Exit code 125 is the emulated host's own failure. Like anything that gives
 // itself to the emulated host as init, it is built with CGO_ENABLED=0 or brings
 // its C library along.
@@ -43,7 +44,7 @@ func main() {
 	nested.RunIfInit()
 	var c nested.Command
 	var assets, files, out list
-	var always, quiet, stdin bool
+	var always, quiet, stdin, check, env bool
 	var limit time.Duration
 	flag.Var(&assets, "asset", "bring in an asset: "+strings.Join([]string{
 		nested.AssetBusybox, nested.AssetQEMU, nested.KernelCloud61, nested.KernelGeneric61, nested.KernelCloud612}, ", ")+" (repeatable)")
@@ -55,11 +56,28 @@ func main() {
 	flag.BoolVar(&always, "always", false, "use the emulated host although /dev/kvm could boot a stock kernel")
 	flag.BoolVar(&quiet, "q", false, "say nothing about the emulated host")
 	flag.BoolVar(&stdin, "stdin", false, "pass stdin through")
+	flag.BoolVar(&check, "check", false, "only say whether /dev/kvm boots a stock kernel; exit code 0 if it does")
+	flag.BoolVar(&env, "unit-env", false, "only print the environment in which unit tests find kernels and tools, for eval")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: run [flags] -- COMMAND [ARGS]")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
+	switch {
+	case check:
+		if why := nested.CannotBoot(); why != "" {
+			fmt.Fprintln(os.Stderr, "nested:", why)
+			os.Exit(1)
+		}
+		return
+	case env:
+		text, err := nested.UnitEnv()
+		if err != nil {
+			fatal(err)
+		}
+		fmt.Print(text)
+		return
+	}
 	if flag.NArg() == 0 {
 		flag.Usage()
 		os.Exit(2)
@@ -70,6 +88,18 @@ func main() {
 		}
 	}
 	c.Assets, c.Files, c.Args = assets, files, flag.Args()
+	for i, arg := range c.Args {
+		name, ok := strings.CutPrefix(arg, "@")
+		if !ok {
+			continue
+		}
+		path, err := nested.Asset(name)
+		if err != nil {
+			fatal(err)
+		}
+		c.Args[i] = path
+		c.Assets = append(c.Assets, name)
+	}
 	for _, o := range out {
 		path, err := filepath.Abs(o)
 		if err != nil {
@@ -92,7 +122,7 @@ func main() {
 }
 
 func fatal(err error) {
-	fmt.Fprintln(os.Stderr, "nested:", err)
+	fmt.Fprintln(os.Stderr, "nested:", strings.TrimPrefix(err.Error(), "nested: "))
 	os.Exit(failure)
 }
 
