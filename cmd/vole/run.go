@@ -118,7 +118,11 @@ func (f *runFlags) complete(s *session) error {
 		// Not os.Executable: this one is still there when the file has been replaced.
 		archive, err := guest.Archive("/proc/self/exe")
 		if err != nil {
-			return fmt.Errorf("the built-in guest: %w", err)
+			// What is wrong with what the user gave comes first.
+			if bad := s.cfg.Validate(); bad != nil {
+				return bad
+			}
+			return fmt.Errorf("the built-in guest: %w; give --initrd", err)
 		}
 		s.builtin, s.cfg.Initrds = archive, []boot.Image{archive}
 	}
