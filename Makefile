@@ -89,9 +89,9 @@ demo: build rig ## boot a stock kernel to the built-in guest's report
 test: export VOLE_BIN := $(CURDIR)/bin/vole
 test: need-gcc build rig deps lint ## everything that CI runs: lint, units, payloads on /dev/kvm, guests
 	@echo "== units and payloads$(if $(REQUIRE_KVM), on /dev/kvm,: no /dev/kvm that can be opened)"
-	@eval "$$(bin/nested -unit-env)"; $(REQUIRE_KVM) $(GOTEST) $(RACE) -timeout 12m ./... $(RIG)
+	@eval "$$(bin/nested -unit-env)"; $(REQUIRE_KVM) $(GOTEST) $(RACE) -timeout 12m ./...
 	@echo "== guests"
-	@CGO_ENABLED=0 $(GOTEST) -count=1 -timeout 15m $(GUESTS)
+	@CGO_ENABLED=0 $(GOTEST) -p 1 -timeout 15m $(RIG) $(GUESTS)
 
 .PHONY: unit
 unit: need-go rig ## unit tests alone, without the race detector: quick

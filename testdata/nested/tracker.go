@@ -21,6 +21,7 @@ type tracker struct {
 	line    []byte         // the unfinished line
 	held    []byte         // not verbose: output of tests that have not ended yet
 	bad     bool           // what is held has a failure
+	settled bool           // all of what is held has ended; results of subtests may follow
 	running []string       // top-level tests begun and not ended
 	results map[string]int // results of top-level tests
 	bench   string         // the benchmark that runs
@@ -64,6 +65,17 @@ func (t *tracker) take(line []byte) {
 	if i := strings.LastIndexByte(text, 0x16); i >= 0 {
 		text = text[i+1:]
 	}
+	if t.settled {
+		if strings.HasPrefix(text, " ") && resultLine.MatchString(text) {
+			if t.verbose {
+				t.write(line)
+			} else {
+				t.held = append(t.held, line...)
+			}
+			return
+		}
+		t.release(t.bad)
+	}
 	if t.verdict != nil || (len(t.running) == 0 && (text == "PASS" || text == "FAIL")) {
 		t.failed = t.failed || text == "FAIL"
 		t.verdict = append(t.verdict, line...)
@@ -97,9 +109,7 @@ func (t *tracker) result(how, name, text string) {
 	}
 	t.results[name]++
 	t.running = slices.DeleteFunc(t.running, func(s string) bool { return s == name })
-	if len(t.running) == 0 {
-		t.release(t.bad)
-	}
+	t.settled = len(t.running) == 0
 }
 
 // benchmark notes that a benchmark runs; the one before it is done.
@@ -127,7 +137,7 @@ func (t *tracker) release(show bool) {
 	if show {
 		t.write(t.held)
 	}
-	t.held, t.bad = t.held[:0], false
+	t.held, t.bad, t.settled = t.held[:0], false, false
 }
 
 func (t *tracker) write(p []byte) {

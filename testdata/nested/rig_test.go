@@ -1,0 +1,131 @@
+package nested
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// rigCase makes this test binary, run in the emulated host, do one thing.
+const rigCase = "VOLE_RIG_CASE"
+
+func TestMain(m *testing.M) {
+	RunIfInit()
+	if name := os.Getenv(rigCase); name != "" && Inside() {
+		os.Exit(rigMain(name))
+	}
+	os.Exit(m.Run())
+}
+
+// rigMain is the inner half of TestRig.
+func rigMain(name string) int {
+	switch name {
+	case "results":
+		in, err := io.ReadAll(os.Stdin)
+		fmt.Printf("stdin %q %v\n", in, err)
+		fmt.Fprintln(os.Stderr, "to stderr")
+		dir := os.Getenv("VOLE_RIG_OUT")
+		_ = os.MkdirAll(filepath.Join(dir, "sub"), 0o755)
+		_ = os.WriteFile(filepath.Join(dir, "sub", "large"), bytes.Repeat([]byte("vole"), 50_000), 0o600)
+		_ = os.WriteFile(filepath.Join(dir, "empty"), nil, 0o644)
+		if _, err := os.Stat("/dev/kvm"); err != nil {
+			fmt.Println(err)
+		}
+		return 7
+	case "hang":
+		fmt.Println("about to hang")
+		time.Sleep(time.Hour)
+	case "lockup":
+		fmt.Println("about to lock up")
+		_ = os.WriteFile("/dev/kmsg", []byte("<0>watchdog: BUG: soft lockup - CPU#0 stuck for 26s! (not really: a test)\n"), 0)
+		_ = os.WriteFile("/proc/sysrq-trigger", []byte("b"), 0)
+		select {}
+	case "vanish":
+		_ = os.WriteFile("/proc/sysrq-trigger", []byte("o"), 0)
+		select {}
+	case "killed":
+		p, _ := os.FindProcess(os.Getpid())
+		_ = p.Kill()
+		select {}
+	}
+	return 99
+}
+
+// TestRig boots the emulated host for what it must survive.
+func TestRig(t *testing.T) {
+	if testing.Short() {
+		t.Skip("only in make test: boots the emulated host")
+	}
+	if _, err := hostKernel(); err != nil {
+		t.Skip(err)
+	}
+	self, err := os.Executable()
+	require.NoError(t, err)
+	run := func(t *testing.T, name string, c Command) (res Result, stdout, stderr string, err error) {
+		t.Helper()
+		var out, errs bytes.Buffer
+		c.Args, c.Env = []string{self}, append(c.Env, rigCase+"="+name)
+		c.Stdout, c.Stderr, c.Note, c.Memory = &out, &errs, func(s string) { t.Log(s) }, "1G"
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		res, err = c.Run(ctx)
+		return res, out.String(), errs.String(), err
+	}
+	t.Run("results", func(t *testing.T) {
+		dir := filepath.Join(t.TempDir(), "out")
+		res, out, errs, err := run(t, "results", Command{
+			Env: []string{"VOLE_RIG_OUT=" + dir}, Out: []string{dir}, Stdin: strings.NewReader("some\x00input\r\n\x03\x04"),
+		})
+		require.NoError(t, err, res.Console)
+		assert.Equal(t, 7, res.Code)
+		assert.Equal(t, "stdin \"some\\x00input\\r\\n\\x03\\x04\" <nil>\n", out)
+		assert.Equal(t, "to stderr\n", errs)
+		large, err := os.ReadFile(filepath.Join(dir, "sub", "large"))
+		require.NoError(t, err)
+		assert.Equal(t, bytes.Repeat([]byte("vole"), 50_000), large)
+		empty, err := os.ReadFile(filepath.Join(dir, "empty"))
+		require.NoError(t, err)
+		assert.Empty(t, empty)
+	})
+	t.Run("hang", func(t *testing.T) {
+		res, out, errs, err := run(t, "hang", Command{Quiet: 3 * time.Second})
+		assert.ErrorIs(t, err, errStalled)
+		assert.False(t, Locked(err))
+		assert.Equal(t, 2, res.Code, "of a Go program that SIGQUIT ended")
+		assert.Equal(t, "about to hang\n", out)
+		assert.Contains(t, errs, "SIGQUIT: quit")
+		assert.Contains(t, errs, "rigMain", "the dump names the function that hangs")
+	})
+	t.Run("lockup", func(t *testing.T) {
+		res, _, _, err := run(t, "lockup", Command{})
+		assert.True(t, Locked(err), "%v", err)
+		assert.Contains(t, res.Console, "soft lockup")
+	})
+	t.Run("vanish", func(t *testing.T) {
+		_, _, _, err := run(t, "vanish", Command{})
+		assert.ErrorIs(t, err, errVanish)
+		assert.False(t, Locked(err))
+	})
+	t.Run("killed", func(t *testing.T) {
+		res, _, _, err := run(t, "killed", Command{})
+		require.NoError(t, err)
+		assert.Equal(t, 137, res.Code)
+	})
+	t.Run("cancelled", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		c := Command{Args: []string{self}, Stdout: io.Discard, Stderr: io.Discard}
+		_, err := c.Run(ctx)
+		assert.True(t, errors.Is(err, context.Canceled), "%v", err)
+	})
+}
