@@ -25,7 +25,7 @@ func (vm *VM) RegisterCoalesced(z CoalescedZone) error {
 	return vm.coalesce(kvmRegisterCoalesced, "KVM_REGISTER_COALESCED_MMIO", z)
 }
 
-// UnregisterCoalesced removes the zones that lie in z
+// UnregisterCoalesced removes every zone that contains z
 // (KVM_UNREGISTER_COALESCED_MMIO). Writes in the ring remain there.
 func (vm *VM) UnregisterCoalesced(z CoalescedZone) error {
 	return vm.coalesce(kvmUnregisterCoalesced, "KVM_UNREGISTER_COALESCED_MMIO", z)
