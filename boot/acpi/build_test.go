@@ -170,6 +170,30 @@ func checkMADT(t require.TestingT, m Machine, p *parsedTables) {
 	require.Equal(t, kinds[9] > 0, kinds[10] == 1)
 }
 
+// APIC id 254 is the last one in a local APIC entry; a UID does not decide.
+func TestMADTBoundary(t *testing.T) {
+	m := testMachine(0)
+	m.CPUs = []CPU{{UID: 254, APICID: 254}, {UID: 1, APICID: 255}, {UID: 0xfffffffe, APICID: 0xfffffffe}}
+	p := build(t, m)
+	checkMADT(t, m, p)
+	checkNamespace(t, m, namespace(t, p))
+	entries, err := p.madt()
+	require.NoError(t, err)
+	var kinds []byte
+	for _, e := range entries {
+		kinds = append(kinds, e.kind)
+	}
+	require.Equal(t, []byte{0, 9, 9, 1, 4, 10}, kinds)
+}
+
+func TestOverrideFlags(t *testing.T) {
+	// MPS INTI flags: polarity in bits 0 and 1, trigger in bits 2 and 3.
+	require.Equal(t, uint16(0x5), Override{}.flags())
+	require.Equal(t, uint16(0x7), Override{ActiveLow: true}.flags())
+	require.Equal(t, uint16(0xd), Override{Level: true}.flags())
+	require.Equal(t, uint16(0xf), Override{Level: true, ActiveLow: true}.flags())
+}
+
 func TestFADT(t *testing.T) {
 	const (
 		hwReduced = 1 << 20

@@ -54,7 +54,7 @@ const rtcCentury = 0x32
 const hypervisorID = "VOLE\x00\x00\x00\x00"
 
 // fadt is the FADT without its header, for a DSDT at the given address. SCI_INT
-// stays 0: Linux reserves the pin that it names on some kernels even in
+// stays 0: old kernels set up the pin that it names, level-triggered, even in
 // hardware-reduced mode, and pin 0 is no device's.
 func (m *Machine) fadt(dsdt uint64) []byte {
 	b := make([]byte, fadtLength)

@@ -195,10 +195,13 @@ func (m *Machine) validateInterrupts() error {
 			return err
 		}
 	}
-	return m.validateOverrides()
+	return m.validateOverrides(used[:])
 }
 
-func (m *Machine) validateOverrides() error {
+// validateOverrides takes the device on each pin. Linux sets up the target of an
+// override at boot, and then refuses a device there that wants the pin to be
+// edge-triggered, active high if the override says otherwise.
+func (m *Machine) validateOverrides(devices []string) error {
 	var sources [16]bool
 	var targets [IOAPICPins]bool
 	for i, o := range m.Overrides {
@@ -211,6 +214,8 @@ func (m *Machine) validateOverrides() error {
 			return bad("Overrides[%d].Source %d is overridden twice", i, o.Source)
 		case targets[o.GSI]:
 			return bad("Overrides[%d].GSI %d is the target of two overrides", i, o.GSI)
+		case (o.Level || o.ActiveLow) && devices[o.GSI] != "":
+			return bad("Overrides[%d].GSI %d is that of %s, which is edge-triggered and active high", i, o.GSI, devices[o.GSI])
 		}
 		sources[o.Source], targets[o.GSI] = true, true
 	}

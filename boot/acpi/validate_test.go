@@ -53,6 +53,8 @@ func TestBuildRefuses(t *testing.T) {
 		{"override to 24", func(m *Machine) { m.Overrides = []Override{{9, 24, false, false}} }, "Overrides[0].GSI 24"},
 		{"override twice", func(m *Machine) { m.Overrides = []Override{{Source: 9, GSI: 9}, {Source: 9, GSI: 10}} }, "Overrides[1].Source 9"},
 		{"override target twice", func(m *Machine) { m.Overrides = []Override{{Source: 9, GSI: 9}, {Source: 8, GSI: 9}} }, "Overrides[1].GSI 9"},
+		{"level override of a device", func(m *Machine) { m.Overrides = []Override{{Source: 4, GSI: 4, Level: true}} }, "that of Serial[0].IRQ"},
+		{"low override of a device", func(m *Machine) { m.Overrides = []Override{{Source: 9, GSI: 5, ActiveLow: true}} }, "that of GED.GSI"},
 
 		{"no buses", func(m *Machine) { m.PCI.Buses = 0 }, "PCI.Buses"},
 		{"257 buses", func(m *Machine) { m.PCI.Buses = 257 }, "PCI.Buses"},
