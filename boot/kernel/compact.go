@@ -20,9 +20,9 @@ const (
 	// maxHead bounds how far into the file the program headers may lie.
 	maxHead = 64 << 10
 
-	// maxSegments is how many program headers fit behind the file header in
-	// the compact file's first page.
-	maxSegments = (pageSize - ehdrSize) / phdrSize
+	// maxSegments is how many program headers the compact file may have: they
+	// fit into its first page, and loaders that bound them (boot at 64) agree.
+	maxSegments = 48
 
 	compactBuffer = 1 << 20
 )
