@@ -3,11 +3,19 @@ package vmm
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"io"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/devices"
 )
 
 // patience bounds what a test waits for; nothing comes near it.
@@ -64,4 +72,279 @@ func TestConsole(t *testing.T) {
 	assert.Equal(t, Poweroff, exit.Reason)
 	assert.Equal(t, "hello\n", out.String())
 	assert.Equal(t, "hello\n", string(m.ConsoleTail()))
+}
+
+func TestWrongOrderIsAnError(t *testing.T) {
+	needKVM(t)
+	m, err := New(Config{KernelImage: payload(spin), Memory: 4 << 20})
+	require.NoError(t, err)
+	ctx := context.Background()
+	for name, f := range map[string]func() error{
+		"pause": m.Pause, "resume": m.Resume, "power button": m.PowerButton, "kill": m.Kill,
+		"wait": func() error { _, err := m.Wait(ctx); return err },
+	} {
+		assert.ErrorIs(t, f(), ErrState, name)
+	}
+	require.NoError(t, m.Start())
+	assert.ErrorIs(t, m.Start(), ErrState)
+	require.NoError(t, m.Kill())
+	exit, err := m.Wait(ctx)
+	require.NoError(t, err)
+	assert.Equal(t, Killed, exit.Reason)
+	require.NoError(t, m.Close())
+	require.NoError(t, m.Close())
+	for name, f := range map[string]func() error{
+		"start": m.Start, "pause": m.Pause, "resume": m.Resume, "power button": m.PowerButton,
+	} {
+		assert.ErrorIs(t, f(), ErrState, name)
+	}
+	exit, err = m.Wait(ctx)
+	require.NoError(t, err)
+	assert.Equal(t, Killed, exit.Reason)
+}
+
+func TestCloseWithoutStart(t *testing.T) {
+	needKVM(t)
+	m, err := New(Config{KernelImage: payload(spin), Memory: 4 << 20})
+	require.NoError(t, err)
+	require.NoError(t, m.Close())
+	<-m.Done()
+	assert.ErrorIs(t, m.Start(), ErrState)
+}
+
+// ticker counts up a byte in memory and sends it to the console, for ever.
+var ticker = slices.Concat([]byte{0x66, 0xba, 0xf8, 0x03}, []byte{
+	0xfe, 0xc0, // inc al
+	0xee,       // out
+	0xeb, 0xfb, // back to the inc
+})
+
+// tickerOut is where the ticker's out instruction is.
+const tickerOut = payloadBase + 6
+
+// tickChecker is a console that checks that the ticker's bytes come in order.
+type tickChecker struct {
+	mu   sync.Mutex
+	next byte
+	n    int
+	bad  bool
+	seen *sync.Cond
+}
+
+func newTickChecker() *tickChecker {
+	c := &tickChecker{next: 1}
+	c.seen = sync.NewCond(&c.mu)
+	return c
+}
+
+func (c *tickChecker) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, b := range p {
+		c.bad = c.bad || b != c.next
+		c.next = b + 1
+	}
+	c.n += len(p)
+	c.seen.Broadcast()
+	return len(p), nil
+}
+
+func (c *tickChecker) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n
+}
+
+// more waits until n more bytes have come.
+func (c *tickChecker) more(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for want := c.n + n; c.n < want; {
+		c.seen.Wait()
+	}
+}
+
+func TestPauseAndResumeLoseNothing(t *testing.T) {
+	needKVM(t)
+	out := newTickChecker()
+	m, err := New(Config{KernelImage: payload(ticker), Memory: 4 << 20, ConsoleOut: out})
+	require.NoError(t, err)
+	defer m.Close()
+	require.NoError(t, m.Start())
+	for range 100 {
+		out.more(1)
+		require.NoError(t, m.Pause())
+		require.NoError(t, m.Pause(), "paused already")
+		before, err := m.vcpus[0].kvm.Regs()
+		require.NoError(t, err)
+		al := byte(m.serial.Stats().Sent)
+		if before.RIP == tickerOut { // counted up, not sent yet
+			al++
+		}
+		assert.Equal(t, al, byte(before.RAX), "no access is half done")
+		after, err := m.vcpus[0].kvm.Regs()
+		require.NoError(t, err)
+		assert.Equal(t, before, after, "it stands still")
+		require.NoError(t, m.Resume())
+	}
+	require.NoError(t, m.Kill())
+	exit, err := m.Wait(context.Background())
+	require.NoError(t, err)
+	assert.Equal(t, Killed, exit.Reason)
+	assert.False(t, out.bad, "bytes lost, doubled or out of order")
+}
+
+// TestAnyOrderFromAnyGoroutine throws every call at machines at once; nothing
+// may hang, race or panic.
+func TestAnyOrderFromAnyGoroutine(t *testing.T) {
+	needKVM(t)
+	for seed := range uint64(20) {
+		m, err := New(Config{KernelImage: payload(ticker), Memory: 4 << 20, CPUs: 2, ConsoleOut: io.Discard})
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		var wg sync.WaitGroup
+		for g := range uint64(4) {
+			wg.Go(func() {
+				r := rand.New(rand.NewPCG(seed, g))
+				for range 50 {
+					switch r.IntN(9) {
+					case 0, 1:
+						_ = m.Start()
+					case 2, 3:
+						_ = m.Pause()
+					case 4, 5:
+						_ = m.Resume()
+					case 6:
+						_ = m.PowerButton()
+					case 7:
+						m.Report()
+						m.ConsoleTail()
+					case 8:
+						if r.IntN(20) == 0 {
+							_ = m.Kill()
+						}
+					}
+				}
+			})
+		}
+		wg.Wait()
+		_ = m.Start()
+		require.NoError(t, m.Close())
+		exit, err := m.Wait(ctx)
+		cancel()
+		require.NoError(t, err)
+		assert.Equal(t, Killed, exit.Reason)
+	}
+}
+
+// blockedWriter takes nothing until it is opened.
+type blockedWriter struct {
+	open chan struct{}
+	mu   sync.Mutex
+	got  []byte
+}
+
+func (w *blockedWriter) Write(p []byte) (int, error) {
+	<-w.open
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.got = append(w.got, p...)
+	return len(p), nil
+}
+
+func (m *Machine) hasEnded() bool {
+	select {
+	case <-m.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+func TestBlockedConsole(t *testing.T) {
+	needKVM(t)
+	start := func(t *testing.T, cfg Config) (*Machine, *blockedWriter) {
+		w := &blockedWriter{open: make(chan struct{})}
+		cfg.KernelImage, cfg.Memory, cfg.ConsoleOut = payload(ticker), 4<<20, w
+		m, err := New(cfg)
+		require.NoError(t, err)
+		require.NoError(t, m.Start())
+		// The guest stands still when the buffer is full.
+		for m.serial.Stats().Sent < devices.SerialOutBuffer && !m.hasEnded() {
+			runtime.Gosched()
+		}
+		return m, w
+	}
+	t.Run("pause and go on", func(t *testing.T) {
+		m, w := start(t, Config{})
+		for range 10 {
+			require.NoError(t, m.Pause())
+			require.NoError(t, m.Resume())
+		}
+		assert.Less(t, m.serial.Stats().Sent, uint64(devices.SerialOutBuffer+100), "memory does not grow")
+		require.NoError(t, m.Pause())
+		close(w.open)
+		sent := m.serial.Stats().Sent
+		require.NoError(t, m.serial.Drain(context.Background()))
+		w.mu.Lock()
+		assert.Len(t, w.got, int(sent), "no byte is dropped")
+		for i, b := range w.got {
+			if b != byte(i+1) {
+				require.Failf(t, "bytes out of order", "at %d", i)
+			}
+		}
+		w.mu.Unlock()
+		require.NoError(t, m.Close())
+	})
+	t.Run("close", func(t *testing.T) {
+		m, w := start(t, Config{})
+		_ = m.Close()
+		exit, err := m.Wait(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, Killed, exit.Reason)
+		assert.ErrorContains(t, exit.Err, "console")
+		close(w.open)
+	})
+	t.Run("timeout", func(t *testing.T) {
+		m, w := start(t, Config{Timeout: 300 * time.Millisecond})
+		exit, err := m.Wait(context.Background())
+		require.NoError(t, err)
+		assert.Equal(t, Timeout, exit.Reason)
+		close(w.open)
+		_ = m.Close()
+	})
+}
+
+func TestReport(t *testing.T) {
+	_, m := run(t, Config{KernelImage: payload(say("x"), store8(bootTimerBase, 123), inb(0x3fd), powerOff(), spin)})
+	r := m.Report()
+	var names []string
+	for i, mark := range r.Timeline {
+		names = append(names, mark.Name)
+		if i > 0 {
+			assert.GreaterOrEqual(t, mark.At, r.Timeline[i-1].At)
+		}
+	}
+	assert.Equal(t, []string{MarkCreated, MarkEntry, MarkConsole, MarkInit, MarkExit}, names)
+	assert.Equal(t, uint64(2), r.Exits["port-out"])
+	assert.Equal(t, uint64(1), r.Exits["port-in"])
+	assert.Equal(t, uint64(1), r.Exits["mmio-write"])
+	assert.Equal(t, Poweroff, r.Exit.Reason)
+	b, err := json.Marshal(r)
+	require.NoError(t, err)
+	assert.Contains(t, string(b), `"poweroff"`)
+}
+
+// TestInternalErrorIsNamed runs what KVM's emulator does not know, where the
+// emulator runs it.
+func TestInternalErrorIsNamed(t *testing.T) {
+	v, _, err := CPUVirtualization()
+	require.NoError(t, err)
+	if v != NoVirtualization {
+		t.Skip("this processor executes what KVM's emulator does not know")
+	}
+	exit, _ := run(t, Config{KernelImage: payload([]byte{0xf3, 0x48, 0x0f, 0xb8, 0xc3}, powerOff(), spin)})
+	assert.Equal(t, TripleFault, exit.Reason)
+	assert.ErrorContains(t, exit.Err, "f3 48 0f b8 c3")
+	assert.ErrorContains(t, exit.Err, "RIP 0x100000")
 }

@@ -1,0 +1,117 @@
+package vmm
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// belongings is what a process has that a machine could leave behind.
+type belongings struct {
+	goroutines, threads, fds, mappings int
+}
+
+func owned(t *testing.T) belongings {
+	t.Helper()
+	count := func(dir string) int {
+		e, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		return len(e)
+	}
+	maps, err := os.ReadFile("/proc/self/maps")
+	require.NoError(t, err)
+	b := belongings{goroutines: runtime.NumGoroutine(), threads: count("/proc/self/task"), fds: count("/proc/self/fd")}
+	for line := range strings.Lines(string(maps)) {
+		if strings.Contains(line, "vole-") || strings.Contains(line, "kvm") {
+			b.mappings++
+		}
+	}
+	return b
+}
+
+// bootOnce runs a payload to its end and closes its machine.
+func bootOnce(t *testing.T, cpus int) {
+	t.Helper()
+	var out bytes.Buffer
+	m, err := New(Config{KernelImage: payload(say("ok"), debugExit(7), spin), Memory: 4 << 20, CPUs: cpus, ConsoleOut: &out})
+	require.NoError(t, err)
+	require.NoError(t, m.Start())
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	exit, err := m.Wait(ctx)
+	require.NoError(t, err)
+	require.Equal(t, Exit{Reason: DebugExit, Code: 7}, exit)
+	require.NoError(t, m.Close())
+	require.Equal(t, "ok", out.String())
+}
+
+// requireNothingLeft waits for the threads of ended vCPUs to be gone, which
+// they are a moment after their goroutines, and compares.
+func requireNothingLeft(t *testing.T, before belongings, spareThreads int) {
+	t.Helper()
+	want := before
+	var now belongings
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); runtime.Gosched() {
+		now = owned(t)
+		want.threads = now.threads
+		if now == want && now.threads <= before.threads+spareThreads {
+			break
+		}
+	}
+	assert.Equal(t, want, now)
+	assert.LessOrEqual(t, now.threads, before.threads+spareThreads)
+	t.Logf("before %+v, after %+v", before, now)
+}
+
+func TestMachinesLeaveNothingBehind(t *testing.T) {
+	needKVM(t)
+	n := 200
+	if testing.Short() {
+		n = 20
+	}
+	bootOnce(t, 1) // what the runtime and the test need once
+	before := owned(t)
+	for i := range n {
+		bootOnce(t, 1+i%3)
+	}
+	// The runtime keeps a few idle threads of its own.
+	requireNothingLeft(t, before, 4)
+}
+
+func TestManyMachinesAtOnce(t *testing.T) {
+	needKVM(t)
+	bootOnce(t, 1)
+	before := owned(t)
+	var wg sync.WaitGroup
+	for i := range 32 {
+		wg.Go(func() { bootOnce(t, 1+i%2) })
+	}
+	wg.Wait()
+	requireNothingLeft(t, before, 40)
+}
+
+func TestFailedNewLeavesNothingBehind(t *testing.T) {
+	needKVM(t)
+	before := owned(t)
+	for _, cfg := range []Config{
+		{Kernel: "/nonexistent"},
+		{KernelImage: bytes.NewReader([]byte("not a kernel"))},
+		{KernelImage: payload(spin), CPUs: 10_000},
+		{KernelImage: payload(spin), Memory: 1},
+		{KernelImage: payload(spin), Cmdline: strings.Repeat("x", 1<<20)},
+		{KernelImage: payload(spin), Initrd: "/nonexistent"},
+	} {
+		_, err := New(cfg)
+		require.ErrorIs(t, err, ErrConfig)
+		require.ErrorIs(t, cfg.Validate(), ErrConfig)
+	}
+	requireNothingLeft(t, before, 4)
+}
