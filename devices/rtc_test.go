@@ -64,7 +64,10 @@ func TestRTCFormats(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			// The host's time zone is not the guest's.
-			d := NewRTC(RTCConfig{Now: func() time.Time { return tt.now.In(time.FixedZone("x", 3600*5)) }})
+			local := time.Local
+			time.Local = time.FixedZone("x", 3600*5)
+			defer func() { time.Local = local }()
+			d := NewRTC(RTCConfig{Now: func() time.Time { return tt.now.Local() }})
 			setCMOS(d, rtcStatusB, tt.b)
 			var got [8]uint8
 			for i, reg := range []uint8{rtcSeconds, rtcMinutes, rtcHours, rtcWeekday, rtcDay, rtcMonth, rtcYear, rtcCentury} {

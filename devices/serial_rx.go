@@ -131,16 +131,16 @@ func (r *serialRx) resume() {
 	r.arrive()
 }
 
-// arrive lets input in that came from the host's side, and raises the interrupt for it. If the line is active already,
-// the guest may have lost the edge (it was masked, say): new input is a good time to remind it. It is called with the
+// arrive lets input in that came from the host's side, and raises the interrupt for it, also if the line is active
+// already: the guest may have lost the edge (it was masked, say), and new input is a good time to remind it. It is called with the
 // lock and returns without it.
 func (r *serialRx) arrive() {
 	s := r.s
 	came := s.receive()
-	rose := s.settle()
-	again := came && s.line
+	s.settle()
+	raise := came && s.line
 	s.mu.Unlock()
-	if rose || again {
+	if raise {
 		s.pulse()
 	}
 }

@@ -61,9 +61,15 @@ func TestSerialOutCoalesces(t *testing.T) {
 		assert.Less(t, len(g.entered), 15)
 
 		// A burst does not wait.
+		time.Sleep(time.Second)
+		for len(g.entered) > 0 {
+			<-g.entered
+		}
 		start = time.Now()
-		sendAll(s, make([]byte, txEnough))
-		synctest.Wait()
+		out(s, regData, 0)
+		synctest.Wait() // the writer has begun to collect
+		sendAll(s, make([]byte, txEnough-1))
+		assert.Equal(t, txEnough, <-g.entered)
 		assert.Zero(t, time.Since(start))
 		require.NoError(t, s.Close())
 		assert.Equal(t, 7+1000+txEnough, g.Len())
@@ -225,21 +231,61 @@ func TestSerialCloseFreesWaiters(t *testing.T) {
 		s := NewSerial(SerialConfig{Out: g, OutBuffer: 4})
 		s.Start()
 		var wg sync.WaitGroup
-		wg.Go(func() { sendAll(s, []byte("abcdefgh")) })
-		synctest.Wait()
 		start := time.Now()
+		wg.Go(func() {
+			sendAll(s, []byte("abcdefgh"))
+			assert.Zero(t, time.Since(start)-time.Hour, "waiters come back at once")
+		})
+		time.Sleep(time.Hour)
 		require.ErrorIs(t, s.Close(), ErrUnflushed)
-		assert.LessOrEqual(t, time.Since(start), 2*closeGrace)
+		assert.LessOrEqual(t, time.Since(start)-time.Hour, 2*closeGrace)
 		wg.Wait()
 		for range 100 {
 			out(s, regData, 'x')
 		}
-		// The writer that was left behind ends when Out lets it, and writes nothing more.
 		close(g.open)
 		synctest.Wait()
 		assert.Equal(t, "abcd", g.String())
-		assert.Len(t, g.entered, 1)
 		assert.EqualValues(t, 108, s.Stats().Sent)
+	})
+}
+
+// TestSerialCloseLeavesWriter: the writer that is left behind ends when Out lets it, and writes nothing more.
+func TestSerialCloseLeavesWriter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		s := NewSerial(SerialConfig{Out: g})
+		s.Start()
+		sendAll(s, make([]byte, 3*txChunk))
+		synctest.Wait()
+		inside := <-g.entered
+		require.ErrorIs(t, s.Close(), ErrUnflushed)
+		close(g.open)
+		<-s.tx.done
+		assert.Equal(t, inside, g.Len())
+		assert.Empty(t, g.entered)
+	})
+}
+
+// TestSerialRingGrows: held senders make the ring grow while its oldest bytes are being written and its newest have
+// wrapped around.
+func TestSerialRingGrows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		s := NewSerial(SerialConfig{Out: g, OutBuffer: 4})
+		s.Start()
+		s.Hold()
+		text := testBytes(5000, 5)
+		sendAll(s, text[:200])
+		require.Equal(t, 200, <-g.entered)
+		sendAll(s, text[200:250])
+		g.open <- struct{}{}
+		require.Equal(t, 50, <-g.entered)
+		sendAll(s, text[250:])
+		close(g.open)
+		require.NoError(t, s.Drain(t.Context()))
+		require.NoError(t, s.Close())
+		assert.True(t, bytes.Equal(text, g.Bytes()))
 	})
 }
 
