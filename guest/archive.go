@@ -20,9 +20,9 @@ func (i *Initramfs) Close() error { return i.exe.Close() }
 
 // Archive returns the built-in initramfs, in which /init is the executable exe
 // (for the running program, os.Executable or /proc/self/exe). The executable is
-// read when the image is, straight to where it goes, and only as far as a
-// kernel loads it: without symbols and debug information. It fails with ErrNotExecutable
-// or with ErrDynamic, which names the interpreter that exe would need.
+// read when the image is, straight to where it goes, and only as far as a kernel
+// loads it: without symbols and debug information. It fails with
+// ErrNotExecutable, or with ErrDynamic naming the interpreter that exe needs.
 func Archive(exe string) (*Initramfs, error) {
 	f, err := os.Open(exe)
 	if err != nil {

@@ -213,6 +213,7 @@ func FuzzParsers(f *testing.F) {
 	f.Add("0: uart:16550A port:000003F8 irq:4\n")
 	f.Add("0008\t1af41042\t0\t0\t0\t0\t0\t0\t0\t0\t0\t0\t0\t0\t0\t0\t0\tvirtio-pci\n")
 	f.Add("<4>[    0.1] warning\n<6>Hypervisor detected: KVM\n")
+	f.Add("<0>")
 	f.Add("0-3,8")
 	f.Add(`vole.action=exit:1 vole.report="no" x="y z`)
 	f.Fuzz(func(t *testing.T, text string) {

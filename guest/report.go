@@ -198,7 +198,7 @@ func (s *screen) render(left, right string, m *messages) string {
 		shown = shown[:room-1]
 	}
 	for _, line := range shown {
-		lines = append(lines, "  "+cut(printable(shortStamp(line)), screenWidth-2))
+		lines = append(lines, strings.TrimRight("  "+cut(printable(shortStamp(line)), screenWidth-2), " "))
 	}
 	if n := len(m.serious) - len(shown); n > 0 {
 		lines = append(lines, fmt.Sprintf("  ... and %d more", n))

@@ -279,3 +279,21 @@ func BenchmarkImageReadAt(b *testing.B) {
 		}
 	}
 }
+
+// TestImageBodyWithEOF has a body that reports the end together with its last
+// bytes, which io.ReaderAt allows.
+func TestImageBodyWithEOF(t *testing.T) {
+	a := new(Archive)
+	require.NoError(t, a.File("a", 0o644, eofBody("text"), 4))
+	img := a.Image()
+	p := make([]byte, img.Size())
+	_, err := img.ReadAt(p, 0)
+	require.NoError(t, err)
+	assert.Equal(t, imageBytes(t, img), p)
+}
+
+type eofBody string
+
+func (b eofBody) ReadAt(p []byte, off int64) (int, error) {
+	return copy(p, b[off:]), io.EOF
+}
