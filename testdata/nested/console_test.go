@@ -111,3 +111,9 @@ func TestAssetErrorsNameTheCommand(t *testing.T) {
 	assert.Error(t, err)
 	assert.False(t, errors.Is(err, ErrNotFetched))
 }
+
+func TestTestOutputs(t *testing.T) {
+	assert.Equal(t, []string{"/d/c.out", "/abs/cpu"}, TestOutputs("/d",
+		[]string{"-test.v=true", "-test.coverprofile=c.out", "--test.cpuprofile=/abs/cpu", "-coverprofile=other", "-test.trace="}))
+	assert.Equal(t, []string{"/o/c.out"}, TestOutputs("/d", []string{"-test.coverprofile=c.out", "-test.outputdir=/o"}))
+}

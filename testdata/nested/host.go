@@ -37,7 +37,7 @@ type Command struct {
 	// is below them.
 	Assets, Files []string
 	// Out are absolute paths of files and directories that come back after the
-	// command has ended.
+	// command has ended. What is a directory outside is one inside too, empty.
 	Out []string
 	// Memory of the emulated host, as QEMU takes it; "" is DefaultMemory.
 	Memory string
@@ -145,6 +145,13 @@ func (c *Command) pack(kernel Kernel) (string, error) {
 	for _, path := range append([]string{manifestPath(cache)}, c.Files...) {
 		if err := p.add(path); err != nil {
 			return "", err
+		}
+	}
+	for _, out := range c.Out {
+		if st, err := os.Stat(out); err == nil && st.IsDir() {
+			if err := p.archive.Dir(out, 0o755); err != nil {
+				return "", err
+			}
 		}
 	}
 	raw, err := json.Marshal(j)

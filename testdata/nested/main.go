@@ -240,21 +240,34 @@ func testCommand(o Options) (*Command, time.Time, error) {
 
 // outputFlags lists the files that the flags make the test binary write.
 func outputFlags(dir string) []string {
-	if d := flagValue("test.outputdir"); d != "" {
+	var args []string
+	flag.Visit(func(f *flag.Flag) { args = append(args, "-"+f.Name+"="+f.Value.String()) })
+	return TestOutputs(dir, args)
+}
+
+// TestOutputs lists the absolute paths of files and directories that a test
+// binary writes when it runs in dir with args, in the form that `go test` gives
+// them: "-test.coverprofile=c.out".
+func TestOutputs(dir string, args []string) []string {
+	values := map[string]string{}
+	for _, a := range args {
+		name, value, ok := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		if name, isTest := strings.CutPrefix(name, "test."); ok && isTest && value != "" {
+			values[name] = value
+		}
+	}
+	if d := values["outputdir"]; d != "" {
 		dir = d
 	}
 	var out []string
-	for _, name := range []string{"coverprofile", "cpuprofile", "memprofile", "blockprofile", "mutexprofile", "trace"} {
-		path := flagValue("test." + name)
+	for _, name := range []string{"coverprofile", "cpuprofile", "memprofile", "blockprofile", "mutexprofile", "trace", "gocoverdir", "testlogfile"} {
+		path := values[name]
 		if path == "" {
 			continue
 		}
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(dir, path)
 		}
-		out = append(out, path)
-	}
-	if path := flagValue("test.gocoverdir"); path != "" {
 		out = append(out, path)
 	}
 	return out

@@ -43,8 +43,9 @@ func run(excused string, args []string) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	// An interrupt reaches `go test` too, as the terminal's; it ends first.
-	signal.Ignore(os.Interrupt)
+	// An interrupt reaches `go test` too, as the terminal's; let it end first.
+	// Caught and not ignored: that would be inherited.
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt)
 	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}

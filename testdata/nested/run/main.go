@@ -5,7 +5,11 @@
 //
 // The command is brought in with the libraries that it links; files that it
 // opens are named with -file, or as assets with -asset, and keep their paths.
-// An argument "@NAME" is the path of the asset NAME, which is brought in.
+// An argument "@NAME" is the path of the asset NAME, which is brought in. It can
+// be the program of `go test -exec` too:
+//
+//	CGO_ENABLED=0 go test -exec '/path/of/run -q --' ./kvm
+//
 // Exit code 125 is the emulated host's own failure. Like anything that gives
 // itself to the emulated host as init, it is built with CGO_ENABLED=0 or brings
 // its C library along.
@@ -114,11 +118,31 @@ func main() {
 	if err != nil {
 		fatal(err)
 	}
+	if err := asTest(&c); err != nil {
+		fatal(err)
+	}
 	c.Stdout, c.Stderr, c.Note = os.Stdout, os.Stderr, say
 	if stdin {
 		c.Stdin = os.Stdin
 	}
 	os.Exit(run(&c, always, limit, say))
+}
+
+// asTest gives a test binary, as `go test -exec` runs it, what it expects: its
+// testdata, and a way back for the files that its flags name.
+func asTest(c *nested.Command) error {
+	if !strings.HasSuffix(c.Args[0], ".test") {
+		return nil
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	if st, err := os.Stat("testdata"); err == nil && st.IsDir() {
+		c.Files = append(c.Files, filepath.Join(dir, "testdata"))
+	}
+	c.Out = append(c.Out, nested.TestOutputs(dir, c.Args[1:])...)
+	return nil
 }
 
 func fatal(err error) {
