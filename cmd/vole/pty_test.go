@@ -93,6 +93,7 @@ func (p *pty) expect(want string) {
 
 func (p *pty) typeIn(s string) {
 	p.t.Helper()
+	require.NoError(p.t, p.master.SetWriteDeadline(time.Now().Add(patience)))
 	_, err := p.master.WriteString(s)
 	require.NoError(p.t, err)
 }
@@ -188,6 +189,18 @@ func TestTerminalPaste(t *testing.T) {
 	p.expect(paste.String())
 	p.typeIn("q")
 	require.NoError(t, cmd.Wait())
+}
+
+// TestTerminalHungGuest: Ctrl-a x is seen behind much that a guest has not read.
+func TestTerminalHungGuest(t *testing.T) {
+	p := openPty(t)
+	cmd := command(t, machineArgs(t, append(say("up\n"), halt...))...)
+	p.start(cmd)
+	p.expect("up\n")
+	p.typeIn(strings.Repeat("is anybody there? ", 10000) + "\x01x")
+	_ = cmd.Wait()
+	assert.Equal(t, 130, cmd.ProcessState.ExitCode(), p.output())
+	assert.Equal(t, p.before, p.termios())
 }
 
 // TestTerminalContinued: a SIGCONT that nothing has stopped for changes nothing.

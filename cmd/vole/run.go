@@ -26,6 +26,9 @@ Ctrl-a x leaves and Ctrl-a h helps; no terminal is needed, and one that vole is 
 is left alone until vole is brought to the foreground. A second process of vole restores the terminal
 if vole is killed.
 
+The first run of a bzImage boots it as it is and, after the guest's end, unpacks it into the cache,
+from which later runs boot faster; --boot says otherwise. A signal cuts the unpacking short.
+
 A guest that resets ends the run, or with --on-reset restart is started again, unless ten in a row
 have reset within five seconds each. --timeout is for all of them together.
 

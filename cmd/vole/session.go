@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/vole-vmm/vole/boot/kernel"
 	"github.com/vole-vmm/vole/vmm"
 )
 
@@ -30,8 +31,9 @@ type session struct {
 
 	log    *slog.Logger
 	stderr *lineWriter
-	term   *terminal // nil if stdin is none, or not used
-	in     *stream   // nil with --console
+	term   *terminal  // nil if stdin is none, or not used
+	in     *stream    // nil with --console
+	typed  *typeahead // of in, if that is a terminal
 	out    *guestOutput
 
 	cancel   context.CancelCauseFunc
@@ -212,8 +214,12 @@ func (s *session) fillCache(ctx context.Context) {
 	for {
 		select {
 		case err := <-done:
-			if err != nil {
-				s.log.Info("the unpacked kernel could not be kept for the next run", "reason", err)
+			switch {
+			case err == nil:
+			case errors.Is(err, kernel.ErrUnsupported), ctx.Err() != nil:
+				s.log.Info("no unpacked kernel for the next run", "reason", err)
+			default:
+				fmt.Fprintf(s.stderr, "vole: run: warning: the unpacked kernel is not kept for the next run: %s\n", oneLine(err.Error()))
 			}
 			return
 		case <-slow.C:
@@ -227,7 +233,11 @@ func (s *session) openStreams() error {
 	if s.out != nil {
 		// The machine before this one has ended its waits by deadlines.
 		err := s.out.SetWriteDeadline(time.Time{})
-		if s.in != nil && err == nil {
+		switch {
+		case err != nil:
+		case s.typed != nil:
+			err = s.typed.SetReadDeadline(time.Time{})
+		case s.in != nil:
 			err = s.in.SetReadDeadline(time.Time{})
 		}
 		return err
@@ -265,6 +275,9 @@ func (s *session) openFiles() error {
 }
 
 func (s *session) closeStreams() {
+	if s.typed != nil {
+		s.typed.stop()
+	}
 	if s.in != nil {
 		_ = s.in.Close()
 	}
@@ -278,11 +291,14 @@ func (s *session) input() io.Reader {
 	if s.term == nil {
 		return s.in
 	}
-	return &escapeReader{
-		in:   s.in,
-		quit: func() { s.cancel(&stopped{codeInterrupted, "Ctrl-a x"}) },
-		help: func() { _, _ = io.WriteString(s.stderr, escapeHelp) },
+	if s.typed == nil {
+		s.typed = newTypeahead(&escapeReader{
+			in:   s.in,
+			quit: func() { s.cancel(&stopped{codeInterrupted, "Ctrl-a x"}) },
+			help: func() { _, _ = io.WriteString(s.stderr, escapeHelp) },
+		})
 	}
+	return s.typed
 }
 
 func (s *session) outputFailed(err error) {
