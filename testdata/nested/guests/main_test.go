@@ -7,5 +7,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	nested.Main(m, nested.Options{})
+	nested.Main(m, nested.Options{
+		Assets: []string{nested.AssetVole, nested.KernelDefault},
+	})
 }

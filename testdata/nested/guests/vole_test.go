@@ -1,0 +1,35 @@
+package guests
+
+import (
+	"bytes"
+	"context"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/testdata/nested"
+)
+
+// TestBuiltInGuest boots a stock kernel to the built-in guest's report, as
+// `make demo` does, and to its power-off.
+func TestBuiltInGuest(t *testing.T) {
+	vole, err := nested.Asset(nested.AssetVole)
+	require.NoError(t, err)
+	kernel, err := nested.Asset(nested.KernelDefault)
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(ctx, vole, "run", "--timeout", "2m30s", "-k", kernel, "-a", "quiet", "-m", "256M", "-c", "1")
+	cmd.Env = append(cmd.Environ(), "VOLE_CACHE="+t.TempDir())
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err = cmd.Run()
+	require.NoError(t, err, "stderr: %s\nconsole: %s", &errs, &out)
+	assert.Contains(t, out.String(), "vole guest")
+	assert.Contains(t, out.String(), "reboot: Power down")
+	assert.False(t, strings.Contains(errs.String(), "error"), errs.String())
+}
