@@ -174,7 +174,7 @@ func (t *serialTx) collect(timer *time.Timer, window time.Duration) {
 }
 
 // write hands the ring's bytes to Out until there are only few, and reports whether there were any.
-func (t *serialTx) write() (any bool) {
+func (t *serialTx) write() (wrote bool) {
 	mu := &t.s.mu
 	mu.Lock()
 	defer mu.Unlock()
