@@ -28,7 +28,7 @@ func TestExitCodes(t *testing.T) {
 		"debug exit 3": {debugExit(3), nil, codeDebugExit, "the guest wrote 0x3 to the debug exit port"},
 		"reset":        {reset(), nil, codeReset, "the guest reset"},
 		"triple fault": {tripleFault, nil, codeTripleFault, "the guest can't go on"},
-		"timeout":      {halt, []string{"--timeout", "200ms"}, codeTimeout, "--timeout has passed"},
+		"timeout":      {halt, []string{"--timeout", "200ms"}, codeTimeout, `--timeout has passed; on its console: "hello"`},
 		"reset loop":   {reset(), []string{"--on-reset", "restart"}, codeReset, "reset 10 times in a row"},
 	} {
 		t.Run(name, func(t *testing.T) {

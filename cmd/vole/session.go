@@ -36,9 +36,10 @@ type session struct {
 	typed  *typeahead // of in, if that is a terminal
 	out    *guestOutput
 
-	cancel   context.CancelCauseFunc
-	restarts int
-	last     runReport
+	cancel    context.CancelCauseFunc
+	restarts  int
+	lastWords string // of the last machine's guest
+	last      runReport
 }
 
 // run runs the guest to its end and returns what commandLine makes the exit code of.
@@ -147,6 +148,7 @@ func (s *session) machine(ctx context.Context) (exit vmm.Exit, err error) {
 		}
 	}
 	s.last.Report = m.Report()
+	s.lastWords = lastWords(exit, m.ConsoleTail())
 	if s.report.wanted() {
 		s.last.Resident = readResident()
 	}
@@ -176,7 +178,7 @@ func (s *session) ending(ctx context.Context, exit vmm.Exit) error {
 	if code == codeOK {
 		return nil
 	}
-	return &exitError{code, errors.New(describe(exit))}
+	return &exitError{code, errors.New(describe(exit) + s.lastWords)}
 }
 
 // describe says in words how a guest ended.
