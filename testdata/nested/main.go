@@ -126,7 +126,7 @@ func CannotBoot() string {
 
 // runTests runs the tests in emulated hosts and returns the exit code.
 func runTests(o Options, why string) int {
-	say := func(s string) { fmt.Fprintln(os.Stderr, "nested: "+s) }
+	say := func(s string) { fmt.Fprintln(os.Stderr, "nested: "+strings.TrimPrefix(s, "nested: ")) }
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	// `go test` sends SIGQUIT when its patience ends.
@@ -161,7 +161,7 @@ func runTests(o Options, why string) int {
 		}
 		again := Locked(err) && host < maxHosts && (end.IsZero() || time.Until(end) > 30*time.Second)
 		if again {
-			lockups = append(lockups, fmt.Sprintf("%v during %s", err, t.current()))
+			lockups = append(lockups, fmt.Sprintf("rerun: %s during %s", strings.TrimPrefix(err.Error(), "nested: "), t.current()))
 			say(fmt.Sprintf("%v; its console ends so:\n%s", err, indent(res.Console)))
 			say("the tests that are left run again in a fresh host")
 			t.hostEnded(true)
@@ -176,7 +176,7 @@ func runTests(o Options, why string) int {
 			say(fmt.Sprintf("the tests were ended by signal %d; the host's console ends so:\n%s", res.Code-128, indent(res.Console)))
 		}
 		for _, l := range lockups {
-			say("rerun: " + strings.TrimPrefix(l, "nested: "))
+			say(l)
 		}
 		return code
 	}

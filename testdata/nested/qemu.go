@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -328,11 +329,13 @@ func (c *console) lockedUp() bool {
 	return c.locked
 }
 
-// last is the end of the console, at most n lines.
+// last is the end of the console, at most n lines, without what QEMU always
+// says about the CPU that it is asked to emulate.
 func (c *console) last(n int) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(string(c.tail), "\r", "")), "\n")
+	lines = slices.DeleteFunc(lines, func(l string) bool { return strings.Contains(l, "TCG doesn't support requested feature") })
 	if len(lines) > n {
 		lines = lines[len(lines)-n:]
 	}

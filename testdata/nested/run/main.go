@@ -88,7 +88,7 @@ func main() {
 	}
 	say := func(s string) {
 		if !quiet {
-			fmt.Fprintln(os.Stderr, "nested: "+s)
+			fmt.Fprintln(os.Stderr, "nested: "+strings.TrimPrefix(s, "nested: "))
 		}
 	}
 	c.Assets, c.Files, c.Args = assets, files, flag.Args()
