@@ -35,7 +35,7 @@ func UnitEnv() (string, error) {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return "", fmt.Errorf("nested: create a directory for tools: %w", err)
 	}
-	if iasl, err := wrapIASL(bin); err == nil {
+	if iasl, err := wrapACPICA(bin); err == nil {
 		export("VOLE_IASL", iasl)
 	} else if !errors.Is(err, ErrNotFetched) {
 		return "", err
@@ -49,9 +49,9 @@ func UnitEnv() (string, error) {
 	return strings.Join(lines, "\n") + "\n", nil
 }
 
-// wrapIASL writes a script that runs the cache's iasl with the libraries that
-// came with it.
-func wrapIASL(bin string) (string, error) {
+// wrapACPICA writes scripts that run the cache's iasl and acpiexec with the
+// libraries that came with them, and returns the path of the first.
+func wrapACPICA(bin string) (string, error) {
 	dir, err := componentDir(ComponentACPICA)
 	if err != nil {
 		return "", err
@@ -60,10 +60,14 @@ func wrapIASL(bin string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(bin, "iasl")
-	script := fmt.Sprintf("#!/bin/sh\nexec '%s' --library-path '%s' '%s' \"$@\"\n",
-		loader, strings.Join(treeLibs(dir), ":"), filepath.Join(dir, "usr/bin/iasl"))
-	return path, replaceFile(path, []byte(script), 0o755)
+	for _, tool := range []string{"iasl", "acpiexec"} {
+		script := fmt.Sprintf("#!/bin/sh\nexec '%s' --library-path '%s' '%s' \"$@\"\n",
+			loader, strings.Join(treeLibs(dir), ":"), filepath.Join(dir, "usr/bin", tool))
+		if err := replaceFile(filepath.Join(bin, tool), []byte(script), 0o755); err != nil {
+			return "", err
+		}
+	}
+	return filepath.Join(bin, "iasl"), nil
 }
 
 // replaceFile writes a file by rename: another make may be running the old one.
