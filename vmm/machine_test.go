@@ -149,12 +149,6 @@ func (c *tickChecker) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (c *tickChecker) count() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.n
-}
-
 // more waits until n more bytes have come.
 func (c *tickChecker) more(n int) {
 	c.mu.Lock()

@@ -7,7 +7,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	nested.Main(m, nested.Options{
-		Assets: []string{nested.AssetVole, nested.KernelDefault},
-	})
+	o := nested.Options{Assets: []string{
+		nested.AssetVole, nested.AssetBusybox,
+		nested.KernelDefault, nested.KernelCloud61, nested.KernelGeneric61, nested.KernelCloud612,
+	}}
+	if nested.CurrentSuite() != nested.SuiteTest {
+		o.Assets = append(o.Assets, nested.AssetQEMU) // the peer
+	}
+	nested.Main(m, o)
 }

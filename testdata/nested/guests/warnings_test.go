@@ -1,0 +1,26 @@
+package guests
+
+import "regexp"
+
+// excusedWarnings are the kernel's messages of level warning and worse that a
+// guest may print, each with the reason. Stock QEMU's guests print each of them
+// on the same host (TestWarningsOfPeers shows it), and a backtrace about
+// XSAVE on emulated SVM besides.
+var excusedWarnings = []struct{ pattern, reason string }{
+	{`reboot: Power down$`, "an emergency message of every power-off, by design of the kernel"},
+	{`Speculative Return Stack Overflow: (IBPB-extending microcode not applied!|WARNING: See )`,
+		"about the host's processor, which is passed through"},
+	{`PCI: (Fatal: No config space access function found|System does not support PCI)$`,
+		"the machine has no PCI; QEMU's microvm neither"},
+	{`(Unstable clock detected, switching default tracing clock to "global"|If you want to keep using the local clock, then add:|  "trace_clock=local"|on the kernel command line)$`,
+		"the emulated host has no stable TSC, so KVM offers no stable clock"},
+}
+
+func excusedWarning(text string) bool {
+	for _, e := range excusedWarnings {
+		if regexp.MustCompile(`^(?:` + e.pattern + `)`).MatchString(text) {
+			return true
+		}
+	}
+	return false
+}
