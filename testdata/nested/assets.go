@@ -18,6 +18,10 @@ const (
 	AssetVole    = "vole"    // the vole binary: $VOLE_BIN, else built from this module
 	AssetBusybox = "busybox" // a static busybox
 	AssetQEMU    = "qemu"    // the directory of the unpacked QEMU; run it by [QEMUCommand]
+
+	// Kernel images that don't run on x86-64, where the archive has them.
+	AssetI386  = ComponentI386  // a bzImage
+	AssetARM64 = ComponentARM64 // an Image
 )
 
 // Names of kernels: "kernel-" + version + flavour. Which there are depends on the
@@ -70,6 +74,9 @@ func assetPath(name string) (string, error) {
 		}
 		return "", fmt.Errorf("%w: vole (VOLE_BIN is not set); `make build` builds it", ErrNotFetched)
 	}
+	if name == AssetI386 || name == AssetARM64 {
+		return foreignKernel(name)
+	}
 	if strings.HasPrefix(name, "kernel-") || strings.HasPrefix(name, "modules-") {
 		list, err := Kernels()
 		if err != nil {
@@ -97,6 +104,19 @@ func assetPath(name string) (string, error) {
 		return inComponent(ComponentQEMU, ".")
 	}
 	return "", fmt.Errorf("nested: no asset is called %q", name)
+}
+
+// foreignKernel is the one image of a component that holds nothing else.
+func foreignKernel(component string) (string, error) {
+	dir, err := componentDir(component)
+	if err != nil {
+		return "", err
+	}
+	images, _ := filepath.Glob(filepath.Join(dir, "boot", "vmlinu*"))
+	if len(images) == 0 {
+		return "", notFetched(component, "no image in "+dir)
+	}
+	return images[len(images)-1], nil
 }
 
 // inComponent is the path of the first of the files that a component has.

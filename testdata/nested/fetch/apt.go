@@ -36,10 +36,13 @@ type apt struct {
 	work    string // scratch directory inside the cache, for atomic renames
 	status  string // an empty dpkg status file: resolve as on a machine with nothing installed
 	lists   string // "" while the system's package lists are used
+	arch    string // "" is this machine's
 	updated bool
 }
 
-func newApt(cache string) (*apt, error) {
+// newApt prepares apt for an architecture, "" being this machine's own. For
+// another one it always has lists of its own, which go with it.
+func newApt(cache, arch string) (*apt, error) {
 	for _, tool := range []string{"apt-get", "dpkg-deb"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return nil, fmt.Errorf("%s is not here: the test kernels and QEMU are fetched on Debian or Ubuntu only", tool)
@@ -49,13 +52,19 @@ func newApt(cache string) (*apt, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create a scratch directory: %w", err)
 	}
-	a := &apt{cache: cache, work: work, status: filepath.Join(work, "status")}
+	a := &apt{cache: cache, work: work, status: filepath.Join(work, "status"), arch: arch}
 	if err := os.WriteFile(a.status, nil, 0o644); err != nil {
 		a.close()
 		return nil, fmt.Errorf("create an empty package status: %w", err)
 	}
-	if lists := filepath.Join(cache, "apt", "lists"); dirExists(lists) {
+	if lists := filepath.Join(cache, "apt", "lists"); arch == "" && dirExists(lists) {
 		a.lists = lists
+	} else if arch != "" {
+		a.lists = filepath.Join(work, "lists")
+		if err := os.Mkdir(a.lists, 0o755); err != nil {
+			a.close()
+			return nil, fmt.Errorf("create private package lists: %w", err)
+		}
 	}
 	return a, nil
 }
@@ -81,6 +90,9 @@ func (a *apt) options() []string {
 	}
 	if a.lists != "" {
 		opts = append(opts, "-o", "Dir::State::Lists="+a.lists)
+	}
+	if a.arch != "" {
+		opts = append(opts, "-o", "APT::Architecture="+a.arch, "-o", "APT::Architectures::="+a.arch, "-o", "Acquire::Languages=none")
 	}
 	return opts
 }
@@ -166,8 +178,10 @@ func (a *apt) resolve(ctx context.Context, roots []string) ([]resolved, error) {
 // third-party source may be the cause, and what follows finds out.
 func (a *apt) update(ctx context.Context) error {
 	a.updated = true
-	if os.Geteuid() != 0 {
+	if os.Geteuid() != 0 && a.lists == "" {
 		a.lists = filepath.Join(a.cache, "apt", "lists")
+	}
+	if a.lists != "" {
 		if err := os.MkdirAll(filepath.Join(a.lists, "partial"), 0o755); err != nil {
 			return fmt.Errorf("create private package lists: %w", err)
 		}
@@ -247,7 +261,12 @@ func (a *apt) unpack(ctx context.Context, w want, debs string, count int) (neste
 		}
 		c.Packages = append(c.Packages, p)
 		fmt.Fprintln(id, p.Name, p.Version, p.SHA256)
-		if _, err := command(ctx, unpackTimeout, debs, "dpkg-deb", "-x", f, tree); err != nil {
+		if w.only != nil {
+			err = extract(ctx, f, tree, w.only)
+		} else {
+			_, err = command(ctx, unpackTimeout, debs, "dpkg-deb", "-x", f, tree)
+		}
+		if err != nil {
 			return none, fmt.Errorf("unpack %s: %w", filepath.Base(f), err)
 		}
 		// The disk holds package and tree only one package at a time.

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -28,6 +29,8 @@ type want struct {
 	roots    []string // packages that apt is asked for
 	take     func(pkg string) bool
 	optional bool
+	arch     string                 // of the packages, where it is not this machine's
+	only     func(file string) bool // the files that are kept; nil is all
 }
 
 // wants lists the components. The names of kernel packages are never guessed:
@@ -36,6 +39,7 @@ type want struct {
 func wants() []want {
 	all := func(string) bool { return true }
 	kernel := func(pkg string) bool { return strings.HasPrefix(pkg, "linux-") }
+	image := func(file string) bool { return strings.HasPrefix(path.Base(file), "vmlinu") }
 	only := func(name string) func(string) bool { return func(pkg string) bool { return pkg == name } }
 	return []want{
 		{name: nested.ComponentQEMU, roots: []string{"qemu-system-x86"}, take: all},
@@ -44,6 +48,8 @@ func wants() []want {
 		{name: nested.ComponentCloud12, roots: []string{"linux-image-6.12-cloud-amd64"}, take: kernel, optional: true},
 		{name: nested.ComponentBusybox, roots: []string{"busybox-static"}, take: only("busybox-static")},
 		{name: nested.ComponentACPICA, roots: []string{"acpica-tools"}, take: all},
+		{name: nested.ComponentI386, roots: []string{"linux-image-686"}, take: kernel, optional: true, arch: "i386", only: image},
+		{name: nested.ComponentARM64, roots: []string{"linux-image-cloud-arm64"}, take: kernel, optional: true, arch: "arm64", only: image},
 	}
 }
 
@@ -98,12 +104,16 @@ func run(ctx context.Context, names []string, force bool) error {
 	if runtime.GOARCH != "amd64" {
 		return fmt.Errorf("the test kernels and QEMU are fetched for amd64 only, and this machine is %s", runtime.GOARCH)
 	}
-	a, err := newApt(dir)
-	if err != nil {
-		return err
-	}
-	defer a.close()
+	archives := map[string]*apt{}
 	for _, w := range todo {
+		a := archives[w.arch]
+		if a == nil {
+			if a, err = newApt(dir, w.arch); err != nil {
+				return err
+			}
+			defer a.close()
+			archives[w.arch] = a
+		}
 		c, err := a.fetch(ctx, w)
 		if err != nil {
 			if !w.optional || !errors.Is(err, errNoPackage) {
