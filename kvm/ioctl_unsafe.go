@@ -22,7 +22,7 @@ const (
 
 // The ioctls that every architecture has, linux/kvm.h.
 const (
-	kvmGetAPIVersion   = kvmIO | 0x00
+	kvmGetAPIVersion   = kvmIO
 	kvmCreateVM        = kvmIO | 0x01
 	kvmCheckExtension  = kvmIO | 0x03
 	kvmGetVCPUMmapSize = kvmIO | 0x04

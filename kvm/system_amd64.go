@@ -54,8 +54,19 @@ func readCPUID(fd int, req uintptr, op string, c Cap, check func(Cap) (int, erro
 		if int(head.NEnt) > n {
 			return nil, fmt.Errorf("kvm: %s: %d entries returned where %d had room", op, head.NEnt, n)
 		}
-		return entries[:head.NEnt:head.NEnt], nil
+		return trimCPUID(entries[:head.NEnt:head.NEnt]), nil
 	}
+}
+
+// trimCPUID cuts off the entries that nobody wrote: before Linux 6.2
+// KVM_GET_CPUID2 leaves the count as the caller set it. An entry of zeroes only
+// would be leaf 0, which is the first.
+func trimCPUID(entries []CPUIDEntry) []CPUIDEntry {
+	n := len(entries)
+	for n > 0 && entries[n-1] == (CPUIDEntry{}) {
+		n--
+	}
+	return entries[:n:n]
 }
 
 // MSRIndices returns the numbers of the MSRs that a vCPU can save and restore
