@@ -12,12 +12,13 @@ import (
 type Backing int
 
 const (
+	// Anonymous backs RAM by private anonymous memory. It is the default:
+	// distributions offer transparent huge pages for it and none for a memfd,
+	// and a guest on small pages boots at half the speed.
+	Anonymous Backing = iota
 	// Memfd backs RAM by a memfd, which can be shared with another process
 	// and mapped again.
-	Memfd Backing = iota
-	// Anonymous backs RAM by private anonymous memory, for which the host
-	// has transparent huge pages ready more often.
-	Anonymous
+	Memfd
 )
 
 func (b Backing) String() string {

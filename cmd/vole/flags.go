@@ -48,7 +48,7 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 		func(m *spec.Machine, s string) { m.Console = s })
 	text("on-reset", "", "WAY", "when the guest resets: exit (code 3) or restart",
 		func(m *spec.Machine, s string) { m.OnReset = s })
-	text("memory-backing", "", "KIND", "what holds the guest's memory on the host: memfd or anonymous",
+	text("memory-backing", "", "KIND", "what holds the guest's memory on the host: anonymous (default) or memfd",
 		func(m *spec.Machine, s string) { m.MemoryBacking = s })
 	text("huge-pages", "", "WAY", "the host's pages for the guest's memory: advise (transparent huge pages), never, or reserved (from the hugetlb pool)",
 		func(m *spec.Machine, s string) { m.HugePages = s })

@@ -187,13 +187,14 @@ func readResident() *resident {
 	return &r
 }
 
-// ramName is in the name that the guest's memory has in /proc/self/smaps, whatever holds it.
+// ramName is in the name that the guest's memory has in /proc/self/smaps, where the kernel names it.
 const ramName = "vole-ram"
 
-// parseSmaps adds up what proc_pid_smaps(5) tells, in KiB, of each mapping.
+// parseSmaps adds up what proc_pid_smaps(5) tells, in KiB, of each mapping. The guest's memory is recognised by its name
+// or, as anonymous memory on a kernel that names none, by being left out of core dumps: nothing else without a name is.
 func parseSmaps(in io.Reader) (resident, error) {
 	var r resident
-	ram := false
+	var m mapping
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
 		line := lines.Bytes()
@@ -201,16 +202,33 @@ func parseSmaps(in io.Reader) (resident, error) {
 		switch {
 		case bytes.IndexByte(key, '-') > 0 && bytes.IndexByte(key, ' ') > 0:
 			// The first line of a mapping: a colon is in its device and not in its addresses.
-			ram = bytes.Contains(line, []byte(ramName))
-		case string(key) == "Rss" && ram:
-			r.Guest += kib(rest)
+			r.add(m)
+			m = mapping{ram: bytes.Contains(line, []byte(ramName)), unnamed: len(bytes.Fields(line)) == 5}
 		case string(key) == "Rss":
-			r.Rest += kib(rest)
-		case string(key) == "Anonymous" && !ram:
-			r.RestAnonymous += kib(rest)
+			m.rss = kib(rest)
+		case string(key) == "Anonymous":
+			m.anonymous = kib(rest)
+		case string(key) == "VmFlags" && m.unnamed && bytes.Contains(rest, []byte(" dd")):
+			m.ram = true
 		}
 	}
+	r.add(m)
 	return r, lines.Err()
+}
+
+// mapping is what smaps tells of one mapping, in bytes.
+type mapping struct {
+	ram, unnamed   bool
+	rss, anonymous uint64
+}
+
+func (r *resident) add(m mapping) {
+	if m.ram {
+		r.Guest += m.rss
+		return
+	}
+	r.Rest += m.rss
+	r.RestAnonymous += m.anonymous
 }
 
 // kib reads "     1234 kB".

@@ -29,13 +29,17 @@ Anonymous:             0 kB
 7f0040000000-7f0060000000 rw-p 00000000 00:00 0                          [anon:vole-ram]
 Rss:                1000 kB
 Anonymous:          1000 kB
+7f0050000000-7f0058000000 rw-p 00000000 00:00 0
+Rss:                2000 kB
+Anonymous:          2000 kB
+VmFlags: rd wr mr mw me ac dd hg
 7f0060000000-7f0060001000 rw-s 00000000 00:0e 5                          anon_inode:kvm-vcpu:0
 Rss:                   4 kB
 Anonymous:             0 kB
 `
 	r, err := parseSmaps(strings.NewReader(smaps))
 	require.NoError(t, err)
-	assert.Equal(t, resident{Guest: 66536 << 10, Rest: 5028 << 10, RestAnonymous: 1000 << 10}, r)
+	assert.Equal(t, resident{Guest: 68536 << 10, Rest: 5028 << 10, RestAnonymous: 1000 << 10}, r)
 	require.NotNil(t, readResident())
 }
 

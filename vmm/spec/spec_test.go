@@ -22,10 +22,10 @@ func TestDecode(t *testing.T) {
 		"memory as bytes": {`{"memory": 1073741824}`, Machine{Memory: "1073741824"}},
 		"all": {
 			`{"kernel": "k", "initrd": "i", "cmdline": "console=ttyS1", "append": "quiet", "boot": "bzimage",
-			  "memory": "512M", "cpus": 2, "memory-backing": "anonymous", "huge-pages": "never", "pit": true,
+			  "memory": "512M", "cpus": 2, "memory-backing": "memfd", "huge-pages": "never", "pit": true,
 			  "timeout": "30s", "console": "c", "on-reset": "restart"}` + "\n",
 			Machine{Kernel: "k", Initrd: "i", Cmdline: &line, Append: "quiet", Boot: "bzimage", Memory: "512M", CPUs: "2",
-				MemoryBacking: "anonymous", HugePages: "never", PIT: true, Timeout: "30s", Console: "c", OnReset: "restart"},
+				MemoryBacking: "memfd", HugePages: "never", PIT: true, Timeout: "30s", Console: "c", OnReset: "restart"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -66,7 +66,7 @@ func TestConfig(t *testing.T) {
 		"nothing": {Machine{}, vmm.Config{}},
 		"all": {
 			Machine{Kernel: "k", Initrd: "i", Memory: "1G", CPUs: "2", Timeout: "1m30s", Boot: "vmlinux", PIT: true,
-				MemoryBacking: "anonymous", HugePages: "reserved"},
+				MemoryBacking: "memfd", HugePages: "reserved"},
 			vmm.Config{Kernel: "k", Initrd: "i", Memory: 1 << 30, CPUs: 2, Timeout: 90 * time.Second, Boot: vmm.BootVMLinux, PIT: true,
 				Backing: 1, Huge: 2},
 		},
@@ -110,7 +110,7 @@ func TestConfigRefuses(t *testing.T) {
 		"timeout 0":         {Machine{Timeout: "0s"}, "timeout", "want more than 0"},
 		"timeout negative":  {Machine{Timeout: "-1s"}, "timeout", "want more than 0"},
 		"boot":              {Machine{Boot: "pxe"}, "boot", `"pxe" is not one of auto, vmlinux, bzimage`},
-		"backing":           {Machine{MemoryBacking: "disk"}, "memory-backing", `"disk" is not one of memfd, anonymous`},
+		"backing":           {Machine{MemoryBacking: "disk"}, "memory-backing", `"disk" is not one of anonymous, memfd`},
 		"huge pages":        {Machine{HugePages: "1G"}, "huge-pages", `"1G" is not one of advise, never, reserved`},
 		"on reset":          {Machine{OnReset: "wait"}, "on-reset", `"wait" is not one of exit, restart`},
 	} {
