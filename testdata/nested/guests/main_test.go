@@ -1,6 +1,8 @@
 package guests
 
 import (
+	"fmt"
+	"os"
 	"testing"
 
 	"github.com/vole-vmm/vole/testdata/nested"
@@ -10,9 +12,20 @@ func TestMain(m *testing.M) {
 	o := nested.Options{Assets: []string{
 		nested.AssetVole, nested.AssetBusybox,
 		nested.KernelDefault, nested.KernelCloud61, nested.KernelGeneric61, nested.KernelCloud612,
-	}}
+	}, Files: buttonFiles()}
 	if nested.CurrentSuite() != nested.SuiteTest {
 		o.Assets = append(o.Assets, nested.AssetQEMU) // the peer
+	}
+	if nested.CurrentSuite() == nested.SuiteBench {
+		path, err := embedPath()
+		if err == nil && !nested.Inside() {
+			err = buildEmbed()
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		o.Files = append(o.Files, path)
 	}
 	nested.Main(m, o)
 }
