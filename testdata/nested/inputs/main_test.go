@@ -80,20 +80,24 @@ func sparse(t testing.TB, size int64) string {
 	return path
 }
 
-// elfAt is a kernel of a few instructions, an ELF file whose one segment is
-// loaded and entered at paddr: it says "up" on COM1 and powers off by the ACPI
-// sleep register.
+// elfAt is a kernel that says "up" on COM1 and powers off, loaded and entered at
+// paddr.
 func elfAt(t testing.TB, paddr, memsz uint64) string {
 	t.Helper()
-	var code []byte
-	for _, out := range []struct {
-		port uint16
-		v    byte
-	}{{0x3f8, 'u'}, {0x3f8, 'p'}, {0x3f8, '\n'}, {0x600, 1<<5 | 5<<2}} {
-		// mov dx, port; mov al, v; out dx, al
-		code = append(code, 0x66, 0xba, byte(out.port), byte(out.port>>8), 0xb0, out.v, 0xee)
-	}
-	code = append(code, 0xfa, 0xf4, 0xeb, 0xfc) // cli; hlt; back to the cli
+	return elfOf(t, paddr, memsz, slices.Concat(outb(0x3f8, 'u'), outb(0x3f8, 'p'), outb(0x3f8, '\n'), powerOff()))
+}
+
+// outb is mov dx, port; mov al, v; out dx, al.
+func outb(port uint16, v byte) []byte {
+	return []byte{0x66, 0xba, byte(port), byte(port >> 8), 0xb0, v, 0xee}
+}
+
+// powerOff writes the ACPI sleep register; then cli; hlt; and back to the cli.
+func powerOff() []byte { return append(outb(0x600, 1<<5|5<<2), 0xfa, 0xf4, 0xeb, 0xfc) }
+
+// elfOf is a kernel of that code, an ELF file whose one segment it is.
+func elfOf(t testing.TB, paddr, memsz uint64, code []byte) string {
+	t.Helper()
 	const headers = 64 + 56
 	b := slices.Concat([]byte("\x7fELF\x02\x01\x01"), make([]byte, 9))
 	le := binary.LittleEndian
