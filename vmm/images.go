@@ -77,13 +77,24 @@ func (k *images) fill(c *Config) error {
 		return nil
 	}
 	err = k.fromCache(c)
-	if err != nil && c.Boot == BootVMLinux {
-		return &configError{"boot", fmt.Errorf("--boot vmlinux: %w", err)}
-	}
-	if err != nil {
+	switch {
+	case err == nil:
+		return nil
+	case c.Boot == BootVMLinux && notExtractable(err):
+		return &configError{"boot", fmt.Errorf("no vmlinux of %s: %w", c.Kernel, err)}
+	case c.Boot == BootVMLinux: // the host's fault: a full disk, for instance
+		return fmt.Errorf("vmm: extracting the vmlinux of %s: %w", c.Kernel, err)
+	default:
 		c.Logger.Info("booting the bzImage as it is", "kernel", c.Kernel, "reason", err)
 	}
 	return nil
+}
+
+// notExtractable reports whether it is the kernel or the configuration that is
+// to blame, and not the host.
+func notExtractable(err error) bool {
+	return errors.Is(err, errNoCache) || errors.Is(err, kernel.ErrUnsupported) || errors.Is(err, kernel.ErrCorrupt) ||
+		errors.Is(err, boot.ErrTooBig) || errors.Is(err, boot.ErrMalformed) || errors.Is(err, boot.ErrCmdline)
 }
 
 var errNoCache = errors.New("there is no cache for the extracted kernel")

@@ -8,6 +8,7 @@ import (
 	"github.com/vole-vmm/vole/boot/acpi"
 	"github.com/vole-vmm/vole/devices"
 	"github.com/vole-vmm/vole/kvm"
+	"github.com/vole-vmm/vole/memory"
 )
 
 // createVM makes the VM, gives it its memory and makes its vCPUs. Memory comes
@@ -140,7 +141,7 @@ func (c *vcpu) init(h *host, n int) error {
 	if err := c.setXCR0(cpuid); err != nil {
 		return err
 	}
-	if err := c.setMSRs(); err != nil {
+	if err := c.setMSRs(cpuid); err != nil {
 		return err
 	}
 	return c.setLAPIC()
@@ -173,20 +174,38 @@ const (
 	msrMiscEnable    = 0x1a0
 )
 
-// initialMSRs is what firmware leaves behind: all memory is write-back but for
-// the device hole from 3 to 4 GiB.
-var initialMSRs = []kvm.MSREntry{
-	{Index: msrPAT, Data: 0x0007_0406_0007_0406},
-	{Index: msrMTRRPhysBase0, Data: 0xc000_0000},                             // uncachable
-	{Index: msrMTRRPhysMask0, Data: 0x00_c000_0000 | 1<<11 | 0xff_0000_0000}, // 1 GiB, valid, 40 bits
-	{Index: msrMTRRDefType, Data: 1<<11 | 6},                                 // MTRRs on, write-back
-	{Index: msrMiscEnable, Data: 1},                                          // fast string operations
+// initialMSRs is what firmware leaves behind on a processor with that many bits
+// of physical address: all memory is write-back but for the device hole from
+// memory.LowTop to 4 GiB.
+func initialMSRs(physBits uint32) []kvm.MSREntry {
+	const (
+		on        = 1 << 11
+		writeBack = 6
+		hole      = memory.HighStart - memory.LowTop
+	)
+	return []kvm.MSREntry{
+		{Index: msrPAT, Data: 0x0007_0406_0007_0406},
+		{Index: msrMTRRPhysBase0, Data: memory.LowTop}, // type 0: uncachable
+		{Index: msrMTRRPhysMask0, Data: (1<<physBits - hole) | on},
+		{Index: msrMTRRDefType, Data: on | writeBack},
+		{Index: msrMiscEnable, Data: 1}, // fast string operations
+	}
+}
+
+// physBits reads the width of a physical address from CPUID.
+func physBits(cpuid []kvm.CPUIDEntry) uint32 {
+	for _, e := range cpuid {
+		if n := e.EAX & 0xff; e.Function == leafAddressSizes && n >= 36 && n <= 52 {
+			return n
+		}
+	}
+	return 36 // what a processor without that leaf has
 }
 
 // setMSRs sets what the guest is better off with. None of it is needed to run,
 // so a KVM that refuses one is only noted.
-func (c *vcpu) setMSRs() error {
-	for _, msr := range initialMSRs {
+func (c *vcpu) setMSRs(cpuid []kvm.CPUIDEntry) error {
+	for _, msr := range initialMSRs(physBits(cpuid)) {
 		err := c.kvm.SetMSRs([]kvm.MSREntry{msr})
 		var refused *kvm.MSRError
 		switch {
@@ -261,7 +280,9 @@ func (c *vcpu) enterAt(e boot.Entry) error {
 // fatal is how the machine ends at an exit that can't be gone on from.
 func (c *vcpu) fatal(reason kvm.Reason) Exit {
 	at := func(err error) error {
-		if r, rerr := c.kvm.Regs(); rerr == nil {
+		// KVM on SVM resets a vCPU that has shut down: then there is no place
+		// to tell.
+		if r, rerr := c.kvm.Regs(); rerr == nil && !(reason == kvm.ReasonShutdown && r.RIP == resetRIP) {
 			return fmt.Errorf("vmm: vCPU %d at RIP %#x: %w", c.id, r.RIP, err)
 		}
 		return fmt.Errorf("vmm: vCPU %d: %w", c.id, err)
@@ -290,12 +311,14 @@ func (c *vcpu) fatal(reason kvm.Reason) Exit {
 	return Exit{Reason: TripleFault, Err: at(fmt.Errorf("KVM can't go on: %v", reason))}
 }
 
+// resetRIP is where a processor starts after a reset.
+const resetRIP = 0xfff0
+
 var errTripleFault = errors.New("triple fault")
 
 // ramSizes splits the RAM as the RTC's memory bytes tell it: below and above
 // the device hole, in bytes.
 func ramSizes(total uint64) (low, high uint64) {
-	const lowTop = 3 << 30
-	low = min(total, lowTop)
+	low = min(total, memory.LowTop)
 	return low, total - low
 }
