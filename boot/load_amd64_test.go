@@ -55,7 +55,7 @@ func guest(t testing.TB, size uint64) *memory.Guest {
 // the loader writes.
 func bigGuest(t testing.TB, size uint64) *memory.Guest {
 	t.Helper()
-	g, err := memory.New(memory.Config{Size: size})
+	g, err := memory.New(memory.Config{Backing: memory.Memfd, Size: size})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, g.Close()) })
 	return g

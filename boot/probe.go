@@ -123,6 +123,10 @@ var otherFiles = []struct {
 
 // identify names what is there instead of a kernel.
 func identify(head []byte, size int64) error {
+	// First, because newer x86 kernels share a magic number with others.
+	if hasAt(head, 0, "MZ") && len(head) < offMagic+len(setupMagic) {
+		return faultf(ErrTruncated, "truncated: it has %d bytes, a kernel's header alone has %d", size, setupHeaderMin)
+	}
 	for _, o := range otherKernels {
 		if hasAt(head, o.off, o.magic) {
 			return faultf(ErrWrongArch, "%s, not an x86-64 kernel", o.what)
@@ -136,8 +140,6 @@ func identify(head []byte, size int64) error {
 	switch {
 	case hasAt(head, 0, "MZ\x00\x00zimg"):
 		return notKernel("a compressed EFI image (zboot)")
-	case hasAt(head, 0, "MZ") && len(head) < offMagic+len(setupMagic):
-		return faultf(ErrTruncated, "truncated: it has %d bytes, a kernel's header alone has %d", size, setupHeaderMin)
 	case hasAt(head, 0, "MZ"):
 		return identifyPE(head)
 	case len(bytes.Trim(head, "\x00")) == 0 && int64(len(head)) == size:

@@ -176,7 +176,7 @@ func TestTouchedPages(t *testing.T) {
 				}
 				return r
 			}, tc.name)
-			g, err := memory.New(memory.Config{Size: 64 << 20, Huge: memory.HugeNever, Name: name})
+			g, err := memory.New(memory.Config{Backing: memory.Memfd, Size: 64 << 20, Huge: memory.HugeNever, Name: name})
 			require.NoError(t, err)
 			defer func() { assert.NoError(t, g.Close()) }()
 			require.Zero(t, resident(t, name))

@@ -24,7 +24,7 @@ func TestRealKernels(t *testing.T) {
 			for _, size := range []uint64{128 << 20, 512 << 20, 5 << 30} {
 				p := Params{Kernel: f, Cmdline: "console=ttyS0", Initrd: []Image{bytes.NewReader(pattern(1<<20, 1))}}
 				require.NoError(t, Check(p, size))
-				g, err := memory.New(memory.Config{Size: size})
+				g, err := memory.New(memory.Config{Backing: memory.Memfd, Size: size})
 				require.NoError(t, err)
 				e, err := Load(g, p)
 				require.NoError(t, err)
@@ -52,7 +52,7 @@ func BenchmarkLoad(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				b.StopTimer()
-				g, err := memory.New(memory.Config{Size: 512 << 20, Huge: memory.HugeNever})
+				g, err := memory.New(memory.Config{Backing: memory.Memfd, Size: 512 << 20, Huge: memory.HugeNever})
 				require.NoError(b, err)
 				b.StartTimer()
 				_, err = Load(g, Params{Kernel: f, Cmdline: "console=ttyS0"})

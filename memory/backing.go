@@ -136,7 +136,7 @@ func (b *backing) openMemfd(name string, cfg Config) error {
 	}
 	b.fd = fd
 	if err := unix.Ftruncate(fd, int64(cfg.Size)); err != nil {
-		return errors.Join(hostError("sizing the memfd", cfg.Size, err), b.close())
+		return errors.Join(hostError("sizing the memfd", cfg, err), b.close())
 	}
 	return nil
 }
@@ -146,12 +146,12 @@ func (b *backing) openMemfd(name string, cfg Config) error {
 func (b *backing) mapRange(off, size uint64, name string, cfg Config) ([]byte, error) {
 	raw, err := reserve(size + hugeSize)
 	if err != nil {
-		return nil, hostError("reserving address space", size, err)
+		return nil, hostError("reserving address space", cfg, err)
 	}
 	b.maps = append(b.maps, raw)
 	mem := alignedPart(raw, size)
 	if err := mapOver(mem, b.fd, int64(off), cfg.Huge == HugeReserved); err != nil {
-		return nil, hostError("mapping RAM", size, err)
+		return nil, hostError("mapping it", cfg, err)
 	}
 	// What follows only advises: a host without it runs the guest as well.
 	_ = unix.Madvise(mem, unix.MADV_DONTDUMP)
@@ -167,11 +167,16 @@ func (b *backing) mapRange(off, size uint64, name string, cfg Config) ([]byte, e
 	return mem, nil
 }
 
-func hostError(doing string, size uint64, err error) error {
-	if errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOSPC) {
-		return fmt.Errorf("memory: %s for %d MiB of RAM: %w (%w)", doing, size>>20, ErrNoMemory, err)
+// hostError says what the host could not do for the RAM, and where to look.
+func hostError(doing string, cfg Config, err error) error {
+	of := fmt.Sprintf("%d MiB of RAM", cfg.Size>>20)
+	if cfg.Huge == HugeReserved {
+		of += " out of the host's pool of 2 MiB pages (/proc/sys/vm/nr_hugepages)"
 	}
-	return fmt.Errorf("memory: %s for %d MiB of RAM: %w", doing, size>>20, err)
+	if errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOSPC) {
+		return fmt.Errorf("memory: %s: %s: %w (%w)", of, doing, ErrNoMemory, err)
+	}
+	return fmt.Errorf("memory: %s: %s: %w", of, doing, err)
 }
 
 func (b *backing) close() error {

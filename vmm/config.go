@@ -139,6 +139,13 @@ func (e *configError) Unwrap() []error {
 	return []error{ErrConfig, e.err}
 }
 
+// refusal is another package's error about the configuration, which says
+// itself what it is about.
+type refusal struct{ err error }
+
+func (e *refusal) Error() string   { return e.err.Error() }
+func (e *refusal) Unwrap() []error { return []error{ErrConfig, e.err} }
+
 func bad(field, format string, args ...any) error {
 	return &configError{field, fmt.Errorf(format, args...)}
 }

@@ -55,23 +55,23 @@ func (k *images) fill(c *Config) error {
 	if k.params.Kernel == nil {
 		f, err := k.open(c.Kernel)
 		if err != nil {
-			return &configError{"kernel", err}
+			return &refusal{err}
 		}
 		k.params.Kernel = f
 	}
 	if k.params.Initrd == nil && c.Initrd != "" {
 		f, err := k.open(c.Initrd)
 		if err != nil {
-			return &configError{"initrd", err}
+			return &refusal{err}
 		}
 		k.params.Initrd = []boot.Image{f}
 	}
 	if err := boot.Check(k.params, c.Memory); err != nil {
-		return &configError{"boot", err}
+		return &refusal{err}
 	}
 	kind, _, err := boot.Probe(k.params.Kernel)
 	if err != nil {
-		return &configError{"kernel", err}
+		return &refusal{err}
 	}
 	if kind != boot.BzImage || c.Boot == BootBzImage {
 		return nil

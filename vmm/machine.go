@@ -151,7 +151,7 @@ func (m *Machine) load(k *images) error {
 	k.params.ACPI = tables
 	m.entry, err = boot.Load(m.mem, k.params)
 	if err != nil {
-		return &configError{"boot", err}
+		return &refusal{err}
 	}
 	m.info = BootInfo{
 		Protocol: string(m.entry.Protocol),
