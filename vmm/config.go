@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math/bits"
 	"strings"
@@ -23,9 +24,10 @@ const (
 	// MinMemory is the least RAM that New accepts, in bytes: what a payload
 	// above 1 MiB needs. A distribution kernel needs about 64 MiB.
 	MinMemory = 2 << 20
-	// MaxMemory is the most RAM that New accepts, in bytes: what the guest's
-	// 40 bits of physical address leave after the device holes.
+	// MaxMemory is the most RAM that New accepts, in bytes. A processor with
+	// few bits of physical address has room for less, which New finds out.
 	MaxMemory = 512 << 30
+	hugePage  = 2 << 20
 	// MaxCPUs is the most vCPUs that New accepts.
 	MaxCPUs = 255
 	// DefaultPanicGrace is how long a guest that has panicked may go on
@@ -98,7 +100,9 @@ type Config struct {
 	PIT bool
 
 	// ConsoleOut receives what the guest writes to COM1; nil discards it. A
-	// writer that blocks makes the guest wait; no byte is dropped. If it has
+	// writer that blocks makes the guest wait; no byte is dropped. After its
+	// first error the guest goes on and its output is thrown away; Exit.Err
+	// has the error. If it has
 	// SetWriteDeadline, Close uses that to end a Write in flight.
 	ConsoleOut io.Writer
 	// ConsoleIn is what the guest reads from COM1; nil is nothing. If it has
@@ -137,6 +141,24 @@ type configError struct {
 func (e *configError) Error() string { return e.field + ": " + e.err.Error() }
 func (e *configError) Unwrap() []error {
 	return []error{ErrConfig, e.err}
+}
+
+// refused makes a refusal of an error that the configuration is to blame for;
+// the host's errors stay what they are.
+func refused(err error) error {
+	for _, input := range inputErrors {
+		if errors.Is(err, input) {
+			return &refusal{err}
+		}
+	}
+	return err
+}
+
+// inputErrors are what boot and the file system find wrong with what is to be
+// booted.
+var inputErrors = []error{
+	fs.ErrNotExist, fs.ErrPermission, boot.ErrNotFile, boot.ErrEmpty, boot.ErrNotKernel, boot.ErrWrongArch,
+	boot.ErrUnsupported, boot.ErrMalformed, boot.ErrTruncated, boot.ErrTooBig, boot.ErrCmdline, boot.ErrParams,
 }
 
 // refusal is another package's error about the configuration, which says
@@ -204,7 +226,11 @@ func (c *Config) validatePlain() error {
 	case c.Boot < BootAuto || c.Boot > BootBzImage:
 		return bad("boot", "%v is not one of %s", c.Boot, strings.Join(bootModes, ", "))
 	case c.Backing != memory.Memfd && c.Backing != memory.Anonymous:
-		return bad("memory backing", "%v is neither memfd nor anonymous", c.Backing)
+		return bad("memory backing", "%v is neither anonymous nor memfd", c.Backing)
+	case c.Huge < memory.HugeAdvise || c.Huge > memory.HugeReserved:
+		return bad("huge pages", "%v is none of advise, never and reserved", c.Huge)
+	case c.Huge == memory.HugeReserved && c.Memory%hugePage != 0:
+		return bad("memory", "%s is not a multiple of the reserved huge pages' 2M", size(c.Memory))
 	case strings.ContainsRune(c.Cmdline, 0):
 		return bad("command line", "it holds a zero byte")
 	}

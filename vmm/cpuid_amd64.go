@@ -14,19 +14,20 @@ const (
 	leafFeatures     = 0x1
 	leafCaches       = 0x4
 	leafThermal      = 0x6
+	leafStructured   = 0x7
 	leafPMU          = 0xa
 	leafTopology     = 0xb
 	leafXSAVE        = 0xd
 	leafSGX          = 0x12
 	leafTrace        = 0x14
-	leafTSC          = 0x15
+	leafTile         = 0x1d
+	leafTMUL         = 0x1e
 	leafTopologyV2   = 0x1f
 	leafKVM          = 0x4000_0000
 	leafKVMFeatures  = 0x4000_0001
 	leafTiming       = 0x4000_0010
 	leafExtended     = 0x8000_0000
 	leafExtFeatures  = 0x8000_0001
-	leafAPM          = 0x8000_0007
 	leafAddressSizes = 0x8000_0008
 	leafSVM          = 0x8000_000a
 	leafIBS          = 0x8000_001b
@@ -64,18 +65,27 @@ const (
 
 // Bits of leaf 0x80000001.
 const (
-	extCmpLegacy    = 1 << 1
-	extSVM          = 1 << 2
-	extIBS          = 1 << 10
-	extSKINIT       = 1 << 12
-	extWDT          = 1 << 13
-	extLWP          = 1 << 15
-	extTopology     = 1 << 22
-	extPerfCtrCore  = 1 << 23
-	extPerfCtrNB    = 1 << 24
-	extPerfCtrLLC   = 1 << 28
-	extPage1GB      = 1 << 26 // EDX
-	apmInvariantTSC = 1 << 8  // leaf 0x80000007, EDX
+	extCmpLegacy   = 1 << 1
+	extSVM         = 1 << 2
+	extIBS         = 1 << 10
+	extSKINIT      = 1 << 12
+	extWDT         = 1 << 13
+	extLWP         = 1 << 15
+	extPerfCtrCore = 1 << 23
+	extPerfCtrNB   = 1 << 24
+	extPerfCtrLLC  = 1 << 28
+)
+
+// edxAMX are AMX's bits of leaf 7: bfloat16, tiles, 8-bit integers.
+const edxAMX = 1<<22 | 1<<24 | 1<<25
+
+// State components of leaf 0xd (Intel SDM volume 1, section 13.1) of which a
+// part alone is no XCR0 that a processor takes.
+const (
+	xsaveMPX    = 1<<3 | 1<<4
+	xsaveAVX    = 1 << 2
+	xsaveAVX512 = 1<<5 | 1<<6 | 1<<7
+	xsaveAMX    = 1<<17 | 1<<18
 )
 
 // topologyLevel types of leaf 0xb, in ECX bits 15 to 8.
@@ -100,18 +110,28 @@ func guestCPUID(h hostCPU, id, n int) []kvm.CPUIDEntry {
 	t := topology{id: uint32(id), n: uint32(n)}
 	out := make([]kvm.CPUIDEntry, 0, len(h.supported)+2)
 	var xsave []kvm.CPUIDEntry
+	amd := h.isAMD()
 	for _, e := range h.supported {
 		switch e.Function {
 		case leafXSAVE:
 			xsave = append(xsave, e)
 			continue
+		case leafTile, leafTMUL:
+			if !h.hasAMX() {
+				continue
+			}
 		case leafTopology, leafTopologyV2, leafTiming:
 			continue // made anew below
 		}
 		h.adapt(&e, t)
+		if !amd {
+			keepReserved(&e)
+		}
 		out = append(out, e)
 	}
-	out = append(out, consistentXSAVE(xsave)...)
+	if h.has(leafFeatures, func(e kvm.CPUIDEntry) bool { return e.ECX&ecxXSAVE != 0 }) {
+		out = append(out, consistentXSAVE(xsave)...)
+	}
 	if maxLeaf(out, 0) >= leafTopology {
 		out = append(out, t.leaf(leafTopology)...)
 	}
@@ -125,6 +145,34 @@ func guestCPUID(h hostCPU, id, n int) []kvm.CPUIDEntry {
 		return cmp.Or(cmp.Compare(a.Function, b.Function), cmp.Compare(a.Index, b.Index))
 	})
 	return out
+}
+
+// has reports whether the host has the leaf and it pleases f.
+func (h hostCPU) has(leaf uint32, f func(kvm.CPUIDEntry) bool) bool {
+	return slices.ContainsFunc(h.supported, func(e kvm.CPUIDEntry) bool { return e.Function == leaf && f(e) })
+}
+
+// isAMD reports whether the processor is AMD's or Hygon's, whose topology is
+// also in leaves that others reserve.
+func (h hostCPU) isAMD() bool {
+	const auth, hygo = 0x6874_7541, 0x6f67_7948 // EBX of "AuthenticAMD", "HygonGenuine"
+	return h.has(0, func(e kvm.CPUIDEntry) bool { return e.EBX == auth || e.EBX == hygo })
+}
+
+// hasAMX reports whether KVM gives guests all of AMX's state; some versions
+// list its configuration without its data.
+func (h hostCPU) hasAMX() bool {
+	return h.has(leafXSAVE, func(e kvm.CPUIDEntry) bool { return e.Index == 0 && e.EAX&xsaveAMX == xsaveAMX })
+}
+
+// keepReserved clears what only AMD defines.
+func keepReserved(e *kvm.CPUIDEntry) {
+	switch e.Function {
+	case leafExtFeatures:
+		e.ECX &^= extCmpLegacy
+	case leafAddressSizes:
+		e.ECX = 0
+	}
 }
 
 // lapicTimerKHz is the frequency of KVM's emulated APIC bus, in kHz.
@@ -183,6 +231,10 @@ func (h hostCPU) adapt(e *kvm.CPUIDEntry, t topology) {
 		e.EAX |= min(uint32(1)<<t.bits()-1, 0x3f) << 26
 		if level >= 3 { // shared by all cores
 			e.EAX |= (uint32(1)<<t.bits() - 1) << 14
+		}
+	case leafStructured:
+		if e.Index == 0 && !h.hasAMX() {
+			e.EDX &^= edxAMX
 		}
 	case leafThermal:
 		const arat = 1 << 2 // the APIC timer does not stop
@@ -246,6 +298,16 @@ func consistentXSAVE(entries []kvm.CPUIDEntry) []kvm.CPUIDEntry {
 	var supervisor uint64
 	if ext != nil {
 		supervisor = uint64(ext.EDX)<<32 | uint64(ext.ECX)
+	}
+	for i := uint32(2); i < 63; i++ {
+		if c, there := component[i]; !there || c.EAX == 0 {
+			user &^= 1 << i
+		}
+	}
+	for _, group := range []uint64{xsaveMPX, xsaveAVX512, xsaveAMX} {
+		if user&group != group || group == xsaveAVX512 && user&xsaveAVX == 0 {
+			user &^= group
+		}
 	}
 	end := uint32(xsaveHeader)
 	for i := uint32(2); i < 63; i++ {

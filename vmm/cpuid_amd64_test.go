@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -23,7 +24,7 @@ func cpuidEntry(t *testing.T, entries []kvm.CPUIDEntry, function, index uint32) 
 func TestGuestCPUID(t *testing.T) {
 	all := uint32(0xffff_ffff)
 	h := hostCPU{tscDeadline: true, tscKHz: 2_500_000, supported: []kvm.CPUIDEntry{
-		{Function: 0, EAX: 0x1f},
+		{Function: 0, EAX: 0x1f, EBX: 0x6874_7541}, // AuthenticAMD
 		{Function: leafFeatures, EBX: 0xaabb_ccdd, ECX: all &^ (ecxTSCDeadline | ecxX2APIC | ecxHypervisor), EDX: all},
 		{Function: leafCaches, Index: 0, Flags: 1, EAX: 0xffff_c121},
 		{Function: leafCaches, Index: 3, Flags: 1, EAX: 0xffff_c163},
@@ -82,6 +83,36 @@ func TestGuestCPUID(t *testing.T) {
 			assert.Zero(t, cpuidEntry(t, e, leafCaches, 4).EAX)
 		})
 	}
+}
+
+func TestGuestCPUIDOfOtherHosts(t *testing.T) {
+	intel := uint32(0x756e_6547) // "Genu"
+	x := []kvm.CPUIDEntry{
+		{Function: leafXSAVE, Index: 0, Flags: 1, EAX: 0x2_0007, ECX: 3000},
+		{Function: leafXSAVE, Index: 2, Flags: 1, EAX: 256, EBX: 576},
+		{Function: leafXSAVE, Index: 17, Flags: 1, EAX: 64, EBX: 2752},
+	}
+	base := []kvm.CPUIDEntry{
+		{Function: 0, EAX: 0x1f, EBX: intel},
+		{Function: leafStructured, Flags: 1, EDX: edxAMX | 1},
+		{Function: leafTile, Flags: 1, EAX: 1},
+		{Function: leafExtFeatures, ECX: extCmpLegacy},
+		{Function: leafAddressSizes, EAX: 0x302e, ECX: 0x7007},
+	}
+	t.Run("Intel, half of AMX", func(t *testing.T) {
+		h := hostCPU{supported: slices.Concat(base, x, []kvm.CPUIDEntry{{Function: leafFeatures, ECX: ecxXSAVE}})}
+		e := guestCPUID(h, 1, 4)
+		assert.Equal(t, uint32(7), cpuidEntry(t, e, leafXSAVE, 0).EAX, "an XCR0 with half of AMX is refused")
+		assert.Equal(t, uint32(1), cpuidEntry(t, e, leafStructured, 0).EDX)
+		assert.False(t, slices.ContainsFunc(e, func(e kvm.CPUIDEntry) bool { return e.Function == leafTile }))
+		assert.Zero(t, cpuidEntry(t, e, leafExtFeatures, 0).ECX, "reserved on Intel")
+		assert.Zero(t, cpuidEntry(t, e, leafAddressSizes, 0).ECX, "reserved on Intel")
+	})
+	t.Run("no XSAVE", func(t *testing.T) {
+		h := hostCPU{supported: slices.Concat(base, []kvm.CPUIDEntry{{Function: leafFeatures}, {Function: leafXSAVE, Flags: 1}})}
+		e := guestCPUID(h, 0, 1)
+		assert.False(t, slices.ContainsFunc(e, func(e kvm.CPUIDEntry) bool { return e.Function == leafXSAVE }))
+	})
 }
 
 func TestConsistentXSAVE(t *testing.T) {

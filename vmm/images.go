@@ -1,8 +1,10 @@
 package vmm
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/vole-vmm/vole/boot"
 	"github.com/vole-vmm/vole/boot/kernel"
@@ -55,23 +57,23 @@ func (k *images) fill(c *Config) error {
 	if k.params.Kernel == nil {
 		f, err := k.open(c.Kernel)
 		if err != nil {
-			return &refusal{err}
+			return refused(err)
 		}
 		k.params.Kernel = f
 	}
 	if k.params.Initrd == nil && c.Initrd != "" {
 		f, err := k.open(c.Initrd)
 		if err != nil {
-			return &refusal{err}
+			return refused(err)
 		}
 		k.params.Initrd = []boot.Image{f}
 	}
 	if err := boot.Check(k.params, c.Memory); err != nil {
-		return &refusal{err}
+		return refused(err)
 	}
 	kind, _, err := boot.Probe(k.params.Kernel)
 	if err != nil {
-		return &refusal{err}
+		return refused(err)
 	}
 	if kind != boot.BzImage || c.Boot == BootBzImage {
 		return nil
@@ -132,8 +134,14 @@ func (k *images) fromCache(c *Config) error {
 	return nil
 }
 
+// fillBound bounds the extraction of a kernel; XZ takes 5 s.
+const fillBound = 2 * time.Minute
+
 func fill(cache *kernel.Cache, path string) (string, error) {
-	if err := cache.Fill(path); err != nil {
+	// Another process may hold the cache's lock, and be stopped.
+	ctx, cancel := context.WithTimeout(context.Background(), fillBound)
+	defer cancel()
+	if err := cache.FillContext(ctx, path); err != nil {
 		return "", err
 	}
 	vmlinux, ok, err := cache.Lookup(path)

@@ -10,6 +10,7 @@ const (
 	lapicBase    = 0xfee0_0000
 	identityBase = 0xfffb_c000 // one page, for VMX without unrestricted guest
 	tssBase      = 0xfffb_d000 // three pages, for the same
+	reservedSize = 0x4000      // both
 
 	acpiBase = 0xe_0000
 	acpiSize = 0x2_0000

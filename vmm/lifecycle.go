@@ -24,7 +24,6 @@ func (m *Machine) Start() error {
 	m.state = running
 	m.left = len(m.vcpus)
 	m.serial.Start()
-	m.times.mark(MarkEntry)
 	for _, c := range m.vcpus {
 		go c.loop()
 	}
@@ -102,6 +101,8 @@ func (m *Machine) Resume() error {
 // follows is the guest's: Debian's kernels have the button's driver as a
 // module. Callers bound their wait for the end.
 func (m *Machine) PowerButton() error {
+	m.pressing.RLock() // free waits for it: the press writes to a descriptor
+	defer m.pressing.RUnlock()
 	m.mu.Lock()
 	up := m.state == running || m.state == paused
 	err := m.wrongState("press the power button of")
@@ -152,8 +153,12 @@ func (m *Machine) wrongState(verb string) error {
 // setGate changes the gate under mu and makes every vCPU look at it.
 func (m *Machine) setGate(g uint32) {
 	m.gate.Store(g)
-	if g != gateRun {
-		for _, c := range m.vcpus {
+	for _, c := range m.vcpus {
+		if g == gateRun {
+			// A vCPU that has not looked since it was kicked never comes to
+			// hold, which would take the kick back.
+			c.kvm.SetImmediateExit(false)
+		} else {
 			c.kick()
 		}
 	}
@@ -307,10 +312,9 @@ func (m *Machine) event(e devices.Event) {
 	case devices.DebugExit:
 		m.end(Exit{Reason: DebugExit, Code: int(e.Value)})
 	case devices.Panic:
-		m.log.Info("the guest's kernel says by pvpanic that it panicked")
-		m.deaths.report(m.cfg.PanicGrace/10, true)
+		m.deaths.certainly(m.cfg.PanicGrace / 10)
 	case devices.CrashLoaded:
-		m.log.Info("the guest's crash kernel takes over")
+		m.deaths.certainly(-1) // its crash kernel saves what it can, and resets
 	case devices.BootMark:
 		m.times.mark(MarkInit)
 	}
@@ -334,9 +338,9 @@ func (m *Machine) consoleEvent(e consoleEvent) {
 	case consoleInit:
 		m.times.mark(MarkInit)
 	case consolePanic:
-		m.deaths.report(m.cfg.PanicGrace+e.delay, false)
-	case consoleRevived:
-		m.deaths.report(-1, false)
+		m.deaths.report(m.cfg.PanicGrace + e.delay)
+	case consoleRevived, consoleCrashKernel:
+		m.deaths.report(-1)
 	}
 }
 
@@ -350,13 +354,27 @@ type deathNote struct {
 	sure  bool          // pvpanic said so: no console output takes it back
 }
 
-func (d *deathNote) report(grace time.Duration, sure bool) {
+// report tells what the console's words mean, which pvpanic overrules.
+func (d *deathNote) report(grace time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.sure && (grace < 0 || grace > d.grace) {
-		return
+	if !d.sure {
+		d.set(grace)
 	}
-	d.grace, d.sure = grace, d.sure || sure
+}
+
+// certainly tells what pvpanic says; its first word counts.
+func (d *deathNote) certainly(grace time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.sure {
+		d.sure = true
+		d.set(grace)
+	}
+}
+
+func (d *deathNote) set(grace time.Duration) {
+	d.grace = grace
 	select {
 	case d.wake <- struct{}{}:
 	default:

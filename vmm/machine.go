@@ -51,8 +51,9 @@ type Machine struct {
 	deaths deathNote
 	done   chan struct{} // closed when everything that Start began is joined
 
-	release sync.Once
-	freeErr error
+	pressing sync.RWMutex // held for reading while the power button is pressed
+	release  sync.Once
+	freeErr  error
 }
 
 // state is where the machine is in its life. It is guarded by Machine.mu.
@@ -130,6 +131,9 @@ func (m *Machine) assemble(images *images) error {
 		return err
 	}
 	defer host.close()
+	if err := m.fitsAddress(host); err != nil {
+		return err
+	}
 	if err := m.createVM(host); err != nil {
 		return err
 	}
@@ -149,9 +153,10 @@ func (m *Machine) load(k *images) error {
 		return err
 	}
 	k.params.ACPI = tables
+	k.params.Reserved = []boot.Range{{GPA: identityBase, Size: reservedSize}}
 	m.entry, err = boot.Load(m.mem, k.params)
 	if err != nil {
-		return &refusal{err}
+		return refused(err)
 	}
 	m.info = BootInfo{
 		Protocol: string(m.entry.Protocol),
@@ -165,6 +170,8 @@ func (m *Machine) load(k *images) error {
 // free takes down what build has made. Nothing of it is in use any more.
 func (m *Machine) free() error {
 	m.release.Do(func() {
+		m.pressing.Lock()
+		defer m.pressing.Unlock()
 		var errs []error
 		for _, c := range m.vcpus {
 			errs = append(errs, c.kvm.Close())

@@ -16,6 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vole-vmm/vole/devices"
+	"github.com/vole-vmm/vole/kvm"
+	"github.com/vole-vmm/vole/memory"
 )
 
 // patience bounds what a test waits for; nothing comes near it.
@@ -188,6 +190,56 @@ func TestPauseAndResumeLoseNothing(t *testing.T) {
 	assert.False(t, out.bad, "bytes lost, doubled or out of order")
 }
 
+// TestPauseAgainstResume: whoever wins, the guest goes on after the last Resume.
+func TestPauseAgainstResume(t *testing.T) {
+	needKVM(t)
+	out := newTickChecker()
+	m, err := New(Config{KernelImage: payload(ticker), Memory: 4 << 20, ConsoleOut: out})
+	require.NoError(t, err)
+	defer m.Close()
+	require.NoError(t, m.Start())
+	for range 200 {
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = m.Pause() })
+		wg.Go(func() { _ = m.Resume() })
+		wg.Wait()
+		require.NoError(t, m.Resume())
+		out.more(1)
+	}
+	r := m.Report()
+	assert.Less(t, r.Exits["interrupted"], uint64(2000), "it does not spin: %v", r.Exits)
+}
+
+// TestPowerButtonAgainstClose is for the race detector.
+func TestPowerButtonAgainstClose(t *testing.T) {
+	needKVM(t)
+	for range 20 {
+		m, err := New(Config{KernelImage: payload(spin), Memory: 4 << 20})
+		require.NoError(t, err)
+		require.NoError(t, m.Start())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for m.PowerButton() == nil {
+			}
+		})
+		wg.Go(func() { assert.NoError(t, m.Close()) })
+		wg.Wait()
+	}
+}
+
+func TestManyCPUs(t *testing.T) {
+	needKVM(t)
+	sys, err := kvm.Open("")
+	require.NoError(t, err)
+	defer sys.Close()
+	n, err := sys.Check(kvm.CapMaxVCPUs)
+	require.NoError(t, err)
+	n = min(n, MaxCPUs)
+	exit, m := run(t, Config{KernelImage: payload(powerOff(), spin), CPUs: n})
+	assert.Equal(t, Poweroff, exit.Reason)
+	assert.Equal(t, n, m.Report().VCPUs)
+}
+
 // TestAnyOrderFromAnyGoroutine throws every call at machines at once; nothing
 // may hang, race or panic.
 func TestAnyOrderFromAnyGoroutine(t *testing.T) {
@@ -327,6 +379,31 @@ func TestReport(t *testing.T) {
 	b, err := json.Marshal(r)
 	require.NoError(t, err)
 	assert.Contains(t, string(b), `"poweroff"`)
+}
+
+func TestValidateNamesTheField(t *testing.T) {
+	k := payload(spin)
+	for _, tc := range []struct {
+		cfg  Config
+		want string
+	}{
+		{Config{KernelImage: k, Memory: 1 << 20}, "memory: 1M is too little: at least 2M"},
+		{Config{KernelImage: k, Memory: 1 << 40}, "memory: 1T is too much"},
+		{Config{KernelImage: k, Memory: 3<<20 + 1}, "not a multiple of 4096"},
+		{Config{KernelImage: k, Memory: 3 << 20, Huge: memory.HugeReserved}, "memory: 3M is not a multiple of the reserved huge pages' 2M"},
+		{Config{KernelImage: k, Huge: 7}, "huge pages: Huge(7)"},
+		{Config{KernelImage: k, Backing: 7}, "memory backing: Backing(7)"},
+		{Config{KernelImage: k, CPUs: 256}, "cpus: 256 is not between 1 and 255"},
+		{Config{KernelImage: k, Timeout: -1}, "timeout: -1ns is negative"},
+		{Config{KernelImage: k, PanicGrace: -1}, "panic grace"},
+		{Config{KernelImage: k, Boot: 9}, "boot: BootMode(9)"},
+		{Config{KernelImage: k, Cmdline: "a\x00b"}, "command line: it holds a zero byte"},
+		{Config{}, "kernel: none named"},
+	} {
+		err := tc.cfg.Validate()
+		assert.ErrorIs(t, err, ErrConfig)
+		assert.ErrorContains(t, err, tc.want)
+	}
 }
 
 // TestInternalErrorIsNamed runs what KVM's emulator does not know, where the

@@ -89,6 +89,18 @@ func (t *timeline) mark(name string) {
 	t.list = append(t.list, Mark{Name: name, At: at})
 }
 
+// sinceEntry returns for how long the guest has been running; 0 before.
+func (t *timeline) sinceEntry() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, m := range t.list {
+		if m.Name == MarkEntry {
+			return time.Since(t.epoch) - m.At
+		}
+	}
+	return 0
+}
+
 func (t *timeline) marks() []Mark {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -62,7 +62,7 @@ func (m *Machine) plugDevices() error {
 	if err != nil {
 		return err
 	}
-	m.console = newConsoleWatch(m.consoleEvent)
+	m.console = newConsoleWatch(m.consoleEvent, m.times.sinceEntry)
 	m.serial = devices.NewSerial(devices.SerialConfig{
 		IRQ:    serialIRQ,
 		Out:    m.cfg.ConsoleOut,
@@ -138,13 +138,21 @@ func (c *vcpu) init(h *host, n int) error {
 	if err := c.kvm.SetCPUID(cpuid); err != nil {
 		return err
 	}
-	if err := c.setXCR0(cpuid); err != nil {
-		return err
-	}
+	c.setXCR0(cpuid)
 	if err := c.setMSRs(cpuid); err != nil {
 		return err
 	}
 	return c.setLAPIC()
+}
+
+// fitsAddress checks that the processor's physical addresses reach all RAM.
+func (m *Machine) fitsAddress(h *host) error {
+	rs := m.mem.Regions()
+	bits := physBits(h.cpu.supported)
+	if end := rs[len(rs)-1].End(); end > 1<<bits {
+		return fmt.Errorf("%w: %s of memory end at %#x, and this processor has %d bits of physical address", ErrKVM, size(m.cfg.Memory), end, bits)
+	}
+	return nil
 }
 
 // setXCR0 enables all the state components that CPUID offers, as firmware may.
@@ -152,17 +160,16 @@ func (c *vcpu) init(h *host, n int) error {
 // need not switch it at every entry and exit; and under a host that does not
 // let KVM see the guest's XSETBV (QEMU's emulated SVM) KVM otherwise goes on
 // with x87 state only, which breaks the guest.
-func (c *vcpu) setXCR0(cpuid []kvm.CPUIDEntry) error {
+func (c *vcpu) setXCR0(cpuid []kvm.CPUIDEntry) {
 	for _, e := range cpuid {
 		if e.Function != leafXSAVE || e.Index != 0 {
 			continue
 		}
 		mask := uint64(e.EDX)<<32 | uint64(e.EAX)
 		if err := c.kvm.SetXCRs([]kvm.XCR{{XCR: 0, Value: mask}}); err != nil {
-			return fmt.Errorf("enabling the XSAVE components %#x: %w", mask, err)
+			c.m.log.Debug("KVM refuses XCR0", "vcpu", c.id, "value", mask, "error", err)
 		}
 	}
-	return nil
 }
 
 // Architectural MSRs that firmware sets (Intel SDM volume 4).

@@ -55,6 +55,7 @@ func (c *vcpu) loop() {
 	runtime.LockOSThread()
 	defer c.m.gone()
 	c.tid.Store(int64(unix.Gettid()))
+	c.m.times.mark(MarkEntry)
 	for {
 		if c.m.gate.Load() != gateRun && !c.m.hold(c) {
 			return
