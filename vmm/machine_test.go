@@ -199,13 +199,27 @@ func TestPauseAgainstResume(t *testing.T) {
 	defer m.Close()
 	require.NoError(t, m.Start())
 	for range 200 {
-		var wg sync.WaitGroup
-		wg.Go(func() { _ = m.Pause() })
-		wg.Go(func() { _ = m.Resume() })
-		wg.Wait()
-		require.NoError(t, m.Resume())
+		// A Pause that is overtaken before its vCPU has looked.
+		m.mu.Lock()
+		m.setGate(gatePause)
+		m.setGate(gateRun)
+		m.mu.Unlock()
 		out.more(1)
 	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for range 200 {
+			_ = m.Pause()
+		}
+	})
+	wg.Go(func() {
+		for range 200 {
+			_ = m.Resume()
+		}
+	})
+	wg.Wait()
+	require.NoError(t, m.Resume())
+	out.more(1)
 	r := m.Report()
 	assert.Less(t, r.Exits["interrupted"], uint64(2000), "it does not spin: %v", r.Exits)
 }
