@@ -16,6 +16,13 @@
 // stands at the path that it has outside, so a path in a flag, in the
 // environment or from [Asset] means the same in both places.
 //
+// The emulation is not faultless: a guest now and then continues at an address
+// of the emulated host's, whoever its monitor is, and dies. Tests that fail in
+// the emulated host therefore run again in a fresh one, and have failed only if
+// they fail [DefaultRounds] times; on a real /dev/kvm a failure is a failure.
+// Failures of earlier rounds stay in the output, on lines that begin with
+// "nested: round ", and the last line names the tests that passed only then.
+//
 // Kernels, QEMU and the rest come from Debian packages that the program in
 // fetch ("make deps") unpacks into a cache directory outside the repository;
 // see [CacheDir]. The program in run boots the emulated host for one command.
@@ -26,6 +33,7 @@
 //	VOLE_TEST_CACHE   the cache directory
 //	VOLE_BIN          the vole binary under test; built when it is not set
 //	VOLE_NESTED_LOG   a file that receives the emulated host's kernel console
+//	VOLE_NESTED_RERUN 0: a test that fails in the emulated host does not run again
 //	VOLE_NESTED_APPEND  more words for the emulated host's kernel command line
 //
 // The package leaves out everything about vole itself: it is a test rig, it is

@@ -29,13 +29,16 @@ type Options struct {
 	// Quiet is the longest time that the tests may be silent; beyond it they are
 	// made to dump their goroutines. 0 is DefaultQuiet.
 	Quiet time.Duration
+	// Rounds is how often at most a test runs that fails in the emulated host;
+	// only one that fails each time has failed. 0 is DefaultRounds, 1 is once.
+	Rounds int
 }
 
 // DefaultQuiet is the longest time without output of tests.
 const DefaultQuiet = 5 * time.Minute
 
-// maxHosts is how many emulated hosts a test run may use up.
-const maxHosts = 4
+// maxLockups is how many emulated hosts may lock up in a test run.
+const maxLockups = 3
 
 // Main is what TestMain calls. It runs the tests where they can run: here if
 // /dev/kvm boots a stock kernel, else in an emulated host. It does not return.
@@ -153,19 +156,31 @@ func runTests(o Options, why string) int {
 	t := newTracker(os.Stdout, verbose != "false", count())
 	cmd.Stdout, cmd.Stderr = t, os.Stderr
 	var lockups []string
-	for host := 1; ; host++ {
-		cmd.Args = append([]string{cmd.Args[0]}, childFlags(end, t.done())...)
+	round, rounds := 1, o.rounds(os.Getenv(envRerun))
+	for {
+		t.begin(round, rounds)
+		cmd.Args = append([]string{cmd.Args[0]}, childFlags(end, round, t.done())...)
+		cmd.Env = []string{fmt.Sprintf("%s=%d", envRound, round)}
 		res, err := cmd.Run(ctx)
 		if errors.Is(err, ErrNotFetched) {
 			return unavailable(say, err)
 		}
-		again := Locked(err) && host < maxHosts && (end.IsZero() || time.Until(end) > 30*time.Second)
-		if again {
+		inTime := end.IsZero() || time.Until(end) > 30*time.Second
+		if Locked(err) && len(lockups) < maxLockups && inTime {
 			lockups = append(lockups, fmt.Sprintf("rerun: %s during %s", strings.TrimPrefix(err.Error(), "nested: "), t.current()))
 			say(fmt.Sprintf("%v; its console ends so:\n%s", err, indent(res.Console)))
 			say("the tests that are left run again in a fresh host")
 			t.hostEnded(true)
 			continue
+		}
+		if err == nil && res.Code <= 1 && round < rounds && inTime {
+			if names := t.again(); len(names) > 0 {
+				round++
+				t.hostEnded(true)
+				t.apart()
+				say(fmt.Sprintf("rerun: %s failed in the emulated host; again in a fresh one (%d of %d)", strings.Join(names, ", "), round, rounds))
+				continue
+			}
 		}
 		t.hostEnded(false)
 		code := t.finish(res.Code)
@@ -177,6 +192,9 @@ func runTests(o Options, why string) int {
 		}
 		for _, l := range lockups {
 			say(l)
+		}
+		if s := t.mended(); s != "" {
+			say(s)
 		}
 		return code
 	}
@@ -245,6 +263,9 @@ func outputFlags(dir string) []string {
 	return TestOutputs(dir, args)
 }
 
+// profiles are the flags of single files that a test binary writes.
+var profiles = []string{"coverprofile", "cpuprofile", "memprofile", "blockprofile", "mutexprofile", "trace"}
+
 // TestOutputs lists the absolute paths of files and directories that a test
 // binary writes when it runs in dir with args, in the form that `go test` gives
 // them: "-test.coverprofile=c.out".
@@ -260,7 +281,7 @@ func TestOutputs(dir string, args []string) []string {
 		dir = d
 	}
 	var out []string
-	for _, name := range []string{"coverprofile", "cpuprofile", "memprofile", "blockprofile", "mutexprofile", "trace", "gocoverdir", "testlogfile"} {
+	for _, name := range append([]string{"gocoverdir", "testlogfile"}, profiles...) {
 		path := values[name]
 		if path == "" {
 			continue
@@ -275,7 +296,7 @@ func TestOutputs(dir string, args []string) []string {
 
 // childFlags are this process's flags as the tests in the emulated host get
 // them. What go test passes for its own book-keeping is taken out.
-func childFlags(end time.Time, done []string) []string {
+func childFlags(end time.Time, round int, done []string) []string {
 	args := os.Args[1 : len(os.Args)-flag.NArg()]
 	if n := len(args); n > 0 && args[n-1] == "--" {
 		args = args[:n-1]
@@ -293,12 +314,20 @@ func childFlags(end time.Time, done []string) []string {
 		left := max(time.Until(end)-10*time.Second, 10*time.Second)
 		out = append(out, "-test.timeout="+left.String())
 	}
-	if len(done) > 0 {
-		skip := "^(" + strings.Join(done, "|") + ")$"
-		if own := flagValue("test.skip"); own != "" {
-			skip = own + "|" + skip
+	if round > 1 { // profiles tell of the first round, which ran everything
+		for _, name := range profiles {
+			if flagValue("test."+name) != "" {
+				out = append(out, "-test."+name+"=")
+			}
 		}
-		out = append(out, "-test.skip="+skip)
+	}
+	if len(done) > 0 {
+		// The flag's own value comes last: of several patterns the first one
+		// that matches a test counts, also if it is one of subtests.
+		if own := flagValue("test.skip"); own != "" {
+			done = append(done, own)
+		}
+		out = append(out, "-test.skip="+strings.Join(done, "|"))
 	}
 	return append(out, flag.Args()...)
 }

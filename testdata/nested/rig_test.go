@@ -3,10 +3,12 @@ package nested
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,6 +23,9 @@ const rigCase = "VOLE_RIG_CASE"
 
 func TestMain(m *testing.M) {
 	RunIfInit()
+	if os.Getenv(rigCase) == "rerun" {
+		Main(m, Options{Memory: "1G", Rounds: 2})
+	}
 	if name := os.Getenv(rigCase); name != "" && Inside() {
 		os.Exit(rigMain(name))
 	}
@@ -59,6 +64,17 @@ func rigMain(name string) int {
 		select {}
 	}
 	return 99
+}
+
+// TestRigRerun is what TestRig runs in an emulated host to see failures.
+func TestRigRerun(t *testing.T) {
+	if os.Getenv(rigCase) != "rerun" || !Inside() {
+		return
+	}
+	first := os.Getenv(envRound) == "1"
+	t.Run("passes", func(t *testing.T) { assert.True(t, first, "it ran again") })
+	t.Run("fails at first", func(t *testing.T) { assert.False(t, first, "the first round") })
+	t.Run("fails always", func(t *testing.T) { t.Error("always") })
 }
 
 // TestRig boots the emulated host for what it must survive.
@@ -120,6 +136,45 @@ func TestRig(t *testing.T) {
 		res, _, _, err := run(t, "killed", Command{})
 		require.NoError(t, err)
 		assert.Equal(t, 137, res.Code)
+	})
+	rerun := func(t *testing.T, pattern string) (how map[string][]string, output string, err error) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "go", "tool", "test2json", "-p", "p", self, "-test.v=test2json", "-test.run="+pattern)
+		cmd.Env = append(os.Environ(), rigCase+"=rerun", envMode+"=always", envRerun+"=")
+		raw, err := cmd.Output()
+		how = map[string][]string{}
+		for line := range bytes.Lines(raw) {
+			var e struct{ Action, Test, Output string }
+			require.NoError(t, json.Unmarshal(line, &e), "%s", line)
+			switch e.Action {
+			case "pass", "fail", "skip":
+				how[e.Test] = append(how[e.Test], e.Action)
+			case "output":
+				output += e.Output
+			}
+		}
+		return how, output, err
+	}
+	t.Run("fails at first", func(t *testing.T) {
+		how, out, err := rerun(t, "^TestRigRerun$/^(passes|fails_at)")
+		require.NoError(t, err, out)
+		pass := []string{"pass"}
+		assert.Equal(t, map[string][]string{"": pass, "TestRigRerun": pass, "TestRigRerun/passes": pass, "TestRigRerun/fails_at_first": pass}, how)
+		assert.Contains(t, out, "the first round")
+		assert.Contains(t, out, "nested: round 1 of 2: --- FAIL: TestRigRerun/fails_at_first")
+		assert.Contains(t, out, "nested: rerun: TestRigRerun/fails_at_first failed in the emulated host; again in a fresh one (2 of 2)\n")
+		assert.True(t, strings.HasSuffix(out, "PASS\nnested: 1 test failed at first and passed when run again: TestRigRerun/fails_at_first (1)\n"), out)
+	})
+	t.Run("fails always", func(t *testing.T) {
+		how, out, err := rerun(t, "^TestRigRerun$")
+		require.Error(t, err, out)
+		pass, fail := []string{"pass"}, []string{"fail"}
+		assert.Equal(t, map[string][]string{
+			"": fail, "TestRigRerun": fail, "TestRigRerun/passes": pass, "TestRigRerun/fails_at_first": pass, "TestRigRerun/fails_always": fail,
+		}, how)
+		assert.True(t, strings.HasSuffix(out, "FAIL\nnested: 1 test failed at first and passed when run again: TestRigRerun/fails_at_first (1)\n"), out)
 	})
 	t.Run("cancelled", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
