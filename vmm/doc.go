@@ -16,7 +16,12 @@
 //
 // The package never changes signal dispositions, never touches the terminal
 // and logs only to the logger that it was given. It stops a vCPU by SIGURG to
-// the vCPU's own thread, which the Go runtime already handles.
+// the vCPU's own thread, which the Go runtime already handles: a program must
+// not ignore that signal (os/signal.Ignore), or Close waits for ever.
+//
+// What Close can't end is a caller's own Read or Write: a ConsoleIn or
+// ConsoleOut that blocks and has no deadlines keeps its goroutine until that
+// call returns. The thread of a vCPU ends a moment after Close.
 //
 // The guest is hostile: whatever it does ends at worst this machine, with an
 // [Exit] that says why.

@@ -74,8 +74,11 @@ func requireNothingLeft(t *testing.T, before belongings, spareThreads int) {
 func TestMachinesLeaveNothingBehind(t *testing.T) {
 	needKVM(t)
 	n := 200
-	if testing.Short() {
+	switch {
+	case testing.Short():
 		n = 20
+	case os.Getenv("VOLE_SUITE") == "soak":
+		n = 5000
 	}
 	bootOnce(t, 1) // what the runtime and the test need once
 	before := owned(t)

@@ -128,8 +128,10 @@ func (m *Machine) Kill() error {
 }
 
 // Close ends the machine if it runs and gives back all that it took: it
-// returns when no goroutine, thread, descriptor or mapping of it is left.
-// Closing again, also at the same time, is harmless.
+// returns when no goroutine, descriptor or mapping of it is left, but for what
+// the package comment says of streams without deadlines. Closing again, also
+// at the same time, is harmless. Its error is that of giving back, or
+// devices.ErrUnflushed when ConsoleOut did not take all that the guest sent.
 func (m *Machine) Close() error {
 	m.mu.Lock()
 	if m.state == created {

@@ -146,7 +146,7 @@ func (p *patient) processor(d *diagnosis) {
 		d.add(levelOK, name, "", "%s%s", v, rate)
 	}
 	if len(p.info.Missing) > 0 {
-		d.add(levelFail, "capabilities", "run a newer Linux on the host (5.10 has them all)", "KVM lacks %s", strings.Join(p.info.Missing, ", "))
+		d.add(levelFail, "capabilities", "run a newer Linux on the host (4.11 has them all)", "KVM lacks %s", strings.Join(p.info.Missing, ", "))
 	} else if p.err == nil {
 		d.add(levelOK, "capabilities", "", "KVM has all that a machine needs")
 	}

@@ -17,8 +17,16 @@ func lastWords(exit vmm.Exit, console []byte) string {
 	var line []byte
 	switch exit.Reason {
 	case vmm.Panic:
-		if i := bytes.LastIndex(console, []byte("Kernel panic - not syncing")); i >= 0 {
-			line, _, _ = bytes.Cut(console[i:], []byte("\n"))
+		// The same words stand in the panic's last line, "---[ end Kernel panic - …".
+		const words, end = "Kernel panic - not syncing", "---[ end "
+		for rest := console; len(line) == 0; {
+			i := bytes.LastIndex(rest, []byte(words))
+			if i < 0 {
+				break
+			}
+			if rest = console[:i]; !bytes.HasSuffix(rest, []byte(end)) {
+				line, _, _ = bytes.Cut(console[i:], []byte("\n"))
+			}
 		}
 	case vmm.Timeout, vmm.TripleFault, vmm.HostError:
 		for line = range bytes.Lines(bytes.TrimRight(console, " \t\r\n")) {

@@ -17,6 +17,8 @@ func TestLastWords(t *testing.T) {
 	}{
 		"panic": {vmm.Panic, "[    1.2] Kernel panic - not syncing: sysrq triggered crash\r\n[    1.3] CPU: 0\r\n",
 			`; on its console: "Kernel panic - not syncing: sysrq triggered crash"`},
+		"panic to its end": {vmm.Panic, "[    1.2] Kernel panic - not syncing: x\r\n[    1.3] CPU: 0\r\n[    1.4] ---[ end Kernel panic - not syncing: x ]---\r\n",
+			`; on its console: "Kernel panic - not syncing: x"`},
 		"panic unsaid":  {vmm.Panic, "something else\n", ""},
 		"timeout":       {vmm.Timeout, "first\r\nlast words \r\n\r\n", `; on its console: "last words"`},
 		"cut short":     {vmm.TripleFault, "a\nb", `; on its console: "b"`},

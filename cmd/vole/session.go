@@ -207,8 +207,14 @@ func describe(e vmm.Exit) string {
 	return s
 }
 
+// fillBound bounds the unpacking of a kernel, and the wait for another vole that is at it. XZ takes 5 s.
+const fillBound = time.Minute
+
 // fillCache unpacks the kernel for the next run. The guest's end stands, whatever comes of this.
 func (s *session) fillCache(ctx context.Context) {
+	// Another vole may hold the cache's lock, and be stopped.
+	ctx, cancel := context.WithTimeout(ctx, fillBound)
+	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- s.cfg.Cache.FillContext(ctx, s.cfg.Kernel) }()
 	slow := time.NewTimer(time.Second)

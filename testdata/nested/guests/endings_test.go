@@ -138,6 +138,8 @@ type runReport struct {
 	Restarts int `json:"restarts"`
 	Boot     struct {
 		Protocol string `json:"protocol"`
+		Cached   bool   `json:"cached"`
+		Missed   bool   `json:"missed"`
 	} `json:"boot"`
 	VCPUs    int    `json:"vcpus"`
 	Memory   uint64 `json:"memory_bytes"`
