@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -187,6 +188,28 @@ func TestPauseAndResumeLoseNothing(t *testing.T) {
 	exit, err := m.Wait(context.Background())
 	require.NoError(t, err)
 	assert.Equal(t, Killed, exit.Reason)
+	assert.False(t, out.bad, "bytes lost, doubled or out of order")
+}
+
+// TestMuchOutput: every byte that a guest sends comes out, in order; 10 MiB of
+// them in make soak.
+func TestMuchOutput(t *testing.T) {
+	needKVM(t)
+	n := 256 << 10
+	if os.Getenv("VOLE_SUITE") == "soak" {
+		n = 10 << 20
+	}
+	out := newTickChecker()
+	m, err := New(Config{KernelImage: payload(ticker), Memory: 4 << 20, ConsoleOut: out})
+	require.NoError(t, err)
+	defer m.Close()
+	begin := time.Now()
+	require.NoError(t, m.Start())
+	out.more(n)
+	t.Logf("%.0f KiB/s", float64(n)/1024/time.Since(begin).Seconds())
+	require.NoError(t, m.Kill())
+	_, err = m.Wait(context.Background())
+	require.NoError(t, err)
 	assert.False(t, out.bad, "bytes lost, doubled or out of order")
 }
 
