@@ -81,12 +81,18 @@ func (p *pty) output() string {
 // expect waits until want has come out.
 func (p *pty) expect(want string) {
 	p.t.Helper()
-	timeout := time.After(patience)
+	p.expectWithin(want, patience)
+}
+
+func (p *pty) expectWithin(want string, bound time.Duration) {
+	p.t.Helper()
+	timeout := time.After(bound)
 	for !strings.Contains(p.output(), want) {
 		select {
 		case <-p.got:
 		case <-timeout:
-			p.t.Fatalf("%q did not come out, but %q", want, p.output())
+			out := p.output()
+			p.t.Fatalf("%q did not come out, but %d bytes: %q", want[:min(len(want), 1<<10)], len(out), out[:min(len(out), 4<<10)])
 		}
 	}
 }
@@ -174,19 +180,23 @@ func TestTerminalTyping(t *testing.T) {
 	assert.Equal(t, p.before, p.termios())
 }
 
-// TestTerminalPaste: nothing of much input at once is lost.
+// TestTerminalPaste: nothing of much input at once is lost; 1 MiB of it in make soak.
 func TestTerminalPaste(t *testing.T) {
+	size := 4 << 10
+	if os.Getenv("VOLE_SUITE") == "soak" {
+		size = 1 << 20
+	}
 	p := openPty(t)
 	cmd := command(t, machineArgs(t, append(say("up\n"), echo()...))...)
 	p.start(cmd)
 	p.expect("up\n")
 	var paste bytes.Buffer
-	for i := 0; paste.Len() < 4<<10; i++ {
+	for i := 0; paste.Len() < size; i++ {
 		paste.WriteString(strconv.Itoa(i) + ",")
 	}
 	paste.WriteString("end")
 	p.typeIn(paste.String())
-	p.expect(paste.String())
+	p.expectWithin(paste.String(), patience*time.Duration(1+size>>16))
 	p.typeIn("q")
 	require.NoError(t, cmd.Wait())
 }
