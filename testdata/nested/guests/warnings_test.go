@@ -14,7 +14,7 @@ var excusedWarnings = []struct{ pattern, reason string }{
 		"the machine has no PCI; QEMU's microvm neither"},
 	{`(Unstable clock detected, switching default tracing clock to "global"|If you want to keep using the local clock, then add:|  "trace_clock=local"|on the kernel command line)$`,
 		"the emulated host has no stable TSC, so KVM offers no stable clock"},
-	{`clocksource: (timekeeping watchdog on CPU\d+: Marking clocksource 'tsc' as unstable| +'(kvm-clock|tsc)' )`,
+	{`clocksource: (timekeeping watchdog on CPU\d+: Marking clocksource 'tsc' as unstable| +'(kvm-clock|tsc)' | +Clocksource 'tsc' skewed )|hrtimer: interrupt took \d+ ns$`,
 		"the emulated host's processors do not tick evenly under load"},
 }
 
