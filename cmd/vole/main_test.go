@@ -45,9 +45,15 @@ func TestMain(m *testing.M) {
 // the test's own.
 func command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
+	return commandWithin(t, patience, args...)
+}
+
+// commandWithin is command for one that may take longer than patience.
+func commandWithin(t *testing.T, bound time.Duration, args ...string) *exec.Cmd {
+	t.Helper()
 	exe, err := os.Executable()
 	require.NoError(t, err)
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), bound)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, exe, args...)
 	cmd.Env = append(os.Environ(), envCommand+"=1", "VOLE_CACHE="+filepath.Join(t.TempDir(), "cache"))

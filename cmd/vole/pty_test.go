@@ -186,8 +186,9 @@ func TestTerminalPaste(t *testing.T) {
 	if os.Getenv("VOLE_SUITE") == "soak" {
 		size = 1 << 20
 	}
+	bound := patience * time.Duration(1+size>>17)
 	p := openPty(t)
-	cmd := command(t, machineArgs(t, append(say("up\n"), echo()...))...)
+	cmd := commandWithin(t, bound, machineArgs(t, append(say("up\n"), echo()...))...)
 	p.start(cmd)
 	p.expect("up\n")
 	var paste bytes.Buffer
@@ -196,7 +197,7 @@ func TestTerminalPaste(t *testing.T) {
 	}
 	paste.WriteString("end")
 	p.typeIn(paste.String())
-	p.expectWithin(paste.String(), patience*time.Duration(1+size>>16))
+	p.expectWithin(paste.String(), bound)
 	p.typeIn("q")
 	require.NoError(t, cmd.Wait())
 }
