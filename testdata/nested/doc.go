@@ -16,8 +16,8 @@
 // stands at the path that it has outside, so a path in a flag, in the
 // environment or from [Asset] means the same in both places.
 //
-// The emulation is not faultless: a guest now and then continues at an address
-// of the emulated host's, whoever its monitor is, and dies. Tests that fail in
+// The emulation does not seem faultless: now and then a guest dies there,
+// vole's or QEMU's; docs/testing.md has what is known. Tests that fail in
 // the emulated host therefore run again in a fresh one, and have failed only if
 // they fail [DefaultRounds] times; on a real /dev/kvm a failure is a failure.
 // Failures of earlier rounds stay in the output, on lines that begin with

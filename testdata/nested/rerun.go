@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// DefaultRounds is how often a test that fails in the emulated host runs. Its
-// emulation of SVM now and then makes a guest go on at an address of the host's.
+// DefaultRounds is how often a test that fails in the emulated host runs:
+// now and then a guest dies there without fault of its own.
 const DefaultRounds = 3
 
 // Names of the environment variables about rounds. envRound is set in the

@@ -232,11 +232,10 @@ func (p *printer) end(k *pkg, e event) {
 	}
 	for _, test := range k.order {
 		bad := e.Action == "fail" && (k.how[test] == "" || k.how[test] == "fail")
-		if !bad && !failedBefore(k.out[test]) {
-			continue
-		}
+		whole := bad || failedBefore(k.out[test])
 		for line := range strings.Lines(k.out[test]) {
-			if !strings.HasPrefix(line, "=== ") {
+			// What the test rig says is shown of a test that passes, too.
+			if whole && !strings.HasPrefix(line, "=== ") || strings.HasPrefix(line, "nested: ") {
 				fmt.Fprint(p.w, line)
 			}
 		}
