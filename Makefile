@@ -83,7 +83,7 @@ rig: need-go # the programs that run tests
 .PHONY: demo
 demo: build rig ## boot a stock kernel to the built-in guest's report
 	@CGO_ENABLED=0 $(GO) run ./testdata/nested/fetch kernel-cloud $$(bin/nested -check 2>/dev/null || echo qemu)
-	bin/nested -timeout 3m -- bin/vole run --timeout 2m --kernel @kernel
+	bin/nested -timeout 3m -- bin/vole run --timeout 2m --kernel @kernel --append quiet
 
 .PHONY: test
 test: export VOLE_BIN := $(CURDIR)/bin/vole
