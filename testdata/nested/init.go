@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -212,6 +213,31 @@ func alive(w *frameWriter) {
 	}
 }
 
+// startOffBootCPU starts the command where it never runs on the boot CPU, for
+// no guest must be entered there. QEMU's emulation (7.2 to 10.0) clears a flag
+// of the boot CPU, unlocked, whenever any CPU restores its FPU state
+// (cpu_set_fpus calls cpu_clear_ignne); in the same word are the flags of SVM.
+// A VMRUN or #VMEXIT on the boot CPU that falls in between loses its change: the
+// guest runs without nested paging, the host with it or without interrupts.
+// One unquiet boot in ten died of that.
+func startOffBootCPU(j job, files []*os.File) (*os.Process, error) {
+	runtime.LockOSThread() // a child has the affinity of the thread that starts it
+	defer runtime.UnlockOSThread()
+	var was, set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &was); err != nil {
+		return nil, fmt.Errorf("read the CPU affinity: %w", err)
+	}
+	set = was
+	set.Clear(0)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return nil, fmt.Errorf("leave the boot CPU: %w", err)
+	}
+	defer func() { _ = unix.SchedSetaffinity(0, &was) }()
+	return os.StartProcess(j.Argv[0], j.Argv, &os.ProcAttr{
+		Dir: j.Dir, Env: j.Env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+}
+
 // runJob runs the command to its end, and waits for every other process that
 // PID 1 inherits meanwhile.
 func runJob(j job, tty io.Reader, w *frameWriter) exitInfo {
@@ -236,9 +262,7 @@ func runJob(j job, tty io.Reader, w *frameWriter) exitInfo {
 			return fail(fmt.Errorf("create a pipe: %w", err))
 		}
 	}
-	p, err := os.StartProcess(j.Argv[0], j.Argv, &os.ProcAttr{
-		Dir: j.Dir, Env: j.Env, Files: r[:], Sys: &syscall.SysProcAttr{Setsid: true},
-	})
+	p, err := startOffBootCPU(j, r[:])
 	for _, f := range r {
 		f.Close()
 	}

@@ -56,7 +56,8 @@ type machine struct {
 	channel frameWriter
 }
 
-// args are QEMU's, after the program.
+// args are QEMU's, after the program. One CPU of the three is the boot CPU,
+// which the command does not get (see startOffBootCPU).
 func (m *machine) args() []string {
 	words := []string{
 		"console=ttyS0", "loglevel=5", "panic=-1", "softlockup_panic=1", "transparent_hugepage=madvise",
@@ -64,7 +65,7 @@ func (m *machine) args() []string {
 	}
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm", "-smp", "2", "-m", m.memory,
+		"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm", "-smp", "3", "-m", m.memory,
 		"-kernel", m.kernel, "-initrd", m.initrd, "-append", strings.Join(words, " "),
 		"-serial", "stdio",
 		"-chardev", "socket,id=channel,fd=3", "-serial", "chardev:channel",
