@@ -24,17 +24,26 @@ const module = "github.com/vole-vmm/vole"
 // mayImport says which of our packages each one may import, directly or not.
 // A name that ends in "/" stands for all below it.
 var mayImport = map[string][]string{
-	"kvm":            {},
-	"memory":         {},
-	"devices":        {},
-	"boot/acpi":      {},
-	"boot/initramfs": {},
-	"boot":           {"memory", "boot/"},
-	"boot/kernel":    {"memory", "boot", "boot/"},
-	"guest":          {"boot/initramfs"},
-	"vmm":            {"kvm", "memory", "boot", "boot/", "devices", "virtio", "virtio/mmio", "virtio/pci"},
-	"vmm/spec":       {"vmm", "kvm", "memory", "boot", "boot/", "devices", "virtio", "virtio/"},
-	"cmd/vole":       {"vmm", "vmm/spec", "kvm", "memory", "boot", "boot/", "devices", "guest", "virtio", "virtio/"},
+	"kvm":                    {},
+	"memory":                 {},
+	"devices":                {},
+	"boot/acpi":              {},
+	"boot/initramfs":         {},
+	"boot":                   {"memory", "boot/"},
+	"boot/kernel":            {"memory", "boot", "boot/"},
+	"guest":                  {"boot/initramfs"},
+	"devices/pci":            {"devices"},
+	"virtio":                 {"memory"},
+	"virtio/mmio":            {"virtio", "memory", "devices", "devices/pci"},
+	"virtio/pci":             {"virtio", "memory", "devices", "devices/pci"},
+	"virtio/block":           {"virtio", "memory"},
+	"virtio/block/qcow2":     {"virtio", "memory", "virtio/block"},
+	"virtio/block/blocktest": {"virtio", "memory", "virtio/block"},
+	"virtio/rng":             {"virtio", "memory"},
+	"virtio/virtiotest":      {"virtio", "virtio/mmio", "virtio/pci", "memory", "devices", "devices/pci"},
+	"vmm":                    {"kvm", "memory", "boot", "boot/", "devices", "devices/pci", "virtio", "virtio/mmio", "virtio/pci"},
+	"vmm/spec":               {"vmm", "kvm", "memory", "boot", "boot/", "devices", "devices/pci", "virtio", "virtio/"},
+	"cmd/vole":               {"vmm", "vmm/spec", "kvm", "memory", "boot", "boot/", "devices", "devices/pci", "guest", "virtio", "virtio/"},
 }
 
 // mayImportDirectly narrows mayImport where what comes along is not to be
@@ -45,7 +54,7 @@ var mayImportDirectly = map[string][]string{
 }
 
 // unsafePackages may hold files named *_unsafe.go.
-var unsafePackages = []string{"kvm", "memory", "virtio"}
+var unsafePackages = []string{"kvm", "memory", "virtio", "virtio/block"}
 
 // vmmLinks are the modules that a program which imports only vmm may link.
 var vmmLinks = []string{
