@@ -56,6 +56,7 @@ const (
 	ecxOSXSAVE     = 1 << 27
 	ecxHypervisor  = 1 << 31
 
+	edxMTRR = 1 << 12
 	edxDS   = 1 << 21
 	edxACPI = 1 << 22
 	edxHTT  = 1 << 28

@@ -147,16 +147,3 @@ func TestConsistentXSAVE(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) { assert.Equal(t, tc.want, consistentXSAVE(tc.in)) })
 	}
 }
-
-func TestInitialMSRsCoverThePhysicalAddress(t *testing.T) {
-	for _, bits := range []uint32{36, 40, 46, 52} {
-		cpuid := []kvm.CPUIDEntry{{Function: leafAddressSizes, EAX: 0x3000 | bits}}
-		assert.Equal(t, bits, physBits(cpuid))
-		for _, m := range initialMSRs(bits) {
-			if m.Index == msrMTRRPhysMask0 {
-				assert.Equal(t, uint64(1)<<bits-1<<30|1<<11, m.Data, "%d bits", bits)
-			}
-		}
-	}
-	assert.EqualValues(t, 36, physBits(nil))
-}

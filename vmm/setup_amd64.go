@@ -3,6 +3,7 @@ package vmm
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/vole-vmm/vole/boot"
 	"github.com/vole-vmm/vole/boot/acpi"
@@ -139,7 +140,7 @@ func (c *vcpu) init(h *host, n int) error {
 		return err
 	}
 	c.setXCR0(cpuid)
-	if err := c.setMSRs(cpuid); err != nil {
+	if err := c.setMSRs(initialMSRs(cpuid)); err != nil {
 		return err
 	}
 	return c.setLAPIC()
@@ -181,21 +182,31 @@ const (
 	msrMiscEnable    = 0x1a0
 )
 
-// initialMSRs is what firmware leaves behind on a processor with that many bits
-// of physical address: all memory is write-back but for the device hole from
-// memory.LowTop to 4 GiB.
-func initialMSRs(physBits uint32) []kvm.MSREntry {
+// initialMSR is an MSR's first value, and whether a guest can do without it.
+type initialMSR struct {
+	kvm.MSREntry
+	needed bool
+}
+
+// initialMSRs is what firmware leaves behind on a processor with that CPUID: all
+// memory is write-back but for the device hole from memory.LowTop to 4 GiB.
+//
+// Where CPUID offers MTRRs, their default type is needed: with MTRRs off, all
+// memory is uncachable (SDM volume 3, section 12.11.2.1), and Linux leaves them
+// off. The rest only makes a guest quicker, or is what a reset leaves.
+func initialMSRs(cpuid []kvm.CPUIDEntry) []initialMSR {
 	const (
 		on        = 1 << 11
 		writeBack = 6
 		hole      = memory.HighStart - memory.LowTop
 	)
-	return []kvm.MSREntry{
-		{Index: msrPAT, Data: 0x0007_0406_0007_0406},
-		{Index: msrMTRRPhysBase0, Data: memory.LowTop}, // type 0: uncachable
-		{Index: msrMTRRPhysMask0, Data: (1<<physBits - hole) | on},
-		{Index: msrMTRRDefType, Data: on | writeBack},
-		{Index: msrMiscEnable, Data: 1}, // fast string operations
+	mtrr := slices.ContainsFunc(cpuid, func(e kvm.CPUIDEntry) bool { return e.Function == leafFeatures && e.EDX&edxMTRR != 0 })
+	return []initialMSR{
+		{kvm.MSREntry{Index: msrPAT, Data: 0x0007_0406_0007_0406}, false},
+		{kvm.MSREntry{Index: msrMTRRPhysBase0, Data: memory.LowTop}, false}, // type 0: uncachable
+		{kvm.MSREntry{Index: msrMTRRPhysMask0, Data: (1<<physBits(cpuid) - hole) | on}, false},
+		{kvm.MSREntry{Index: msrMTRRDefType, Data: on | writeBack}, mtrr},
+		{kvm.MSREntry{Index: msrMiscEnable, Data: 1}, false}, // fast string operations
 	}
 }
 
@@ -209,14 +220,14 @@ func physBits(cpuid []kvm.CPUIDEntry) uint32 {
 	return 36 // what a processor without that leaf has
 }
 
-// setMSRs sets what the guest is better off with. None of it is needed to run,
-// so a KVM that refuses one is only noted.
-func (c *vcpu) setMSRs(cpuid []kvm.CPUIDEntry) error {
-	for _, msr := range initialMSRs(physBits(cpuid)) {
-		err := c.kvm.SetMSRs([]kvm.MSREntry{msr})
+// setMSRs sets a vCPU's MSRs. One that KVM refuses is an error that names it if
+// it is needed, and otherwise only noted.
+func (c *vcpu) setMSRs(list []initialMSR) error {
+	for _, msr := range list {
+		err := c.kvm.SetMSRs([]kvm.MSREntry{msr.MSREntry})
 		var refused *kvm.MSRError
 		switch {
-		case errors.As(err, &refused):
+		case errors.As(err, &refused) && !msr.needed:
 			c.m.log.Debug("KVM refuses an MSR", "vcpu", c.id, "error", err)
 		case err != nil:
 			return err
