@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vole-vmm/vole/kvm"
 	"github.com/vole-vmm/vole/memory"
@@ -94,7 +97,7 @@ func cpuFlags(r io.Reader) (v Virtualization, inVM bool, err error) {
 }
 
 // Probe asks KVM what it can do, by running a tiny guest on it; that takes
-// milliseconds. The error says why /dev/kvm can't be used: it wraps
+// milliseconds, and no longer than ctx. The error says why /dev/kvm can't be used: it wraps
 // fs.ErrNotExist, fs.ErrPermission, kvm's sentinels, or what the tiny guest
 // failed with. What was found out up to there is returned with it.
 func Probe(ctx context.Context) (HostInfo, error) {
@@ -115,7 +118,7 @@ func Probe(ctx context.Context) (HostInfo, error) {
 		}
 	}
 	info.MaxCPUs, _ = sys.Check(kvm.CapMaxVCPUs)
-	info.InstructionRate, err = instructionRate(ctx, sys)
+	info.InstructionRate, err = instructionRate(ctx, sys, probeCode)
 	if err != nil {
 		return info, fmt.Errorf("%w: the test guest: %w", ErrKVM, err)
 	}
@@ -137,8 +140,9 @@ var probeCode = []byte{
 	0xf4, // hlt
 }
 
-// instructionRate runs the loop a few times and takes the best.
-func instructionRate(ctx context.Context, sys *kvm.System) (rate float64, err error) {
+// instructionRate runs code, which holds the loop, a few times and takes the
+// best.
+func instructionRate(ctx context.Context, sys *kvm.System, code []byte) (rate float64, err error) {
 	mem, err := memory.New(memory.Config{Size: 4 * memory.PageSize, Backing: memory.Anonymous, Name: "vole-probe"})
 	if err != nil {
 		return 0, err
@@ -148,7 +152,7 @@ func instructionRate(ctx context.Context, sys *kvm.System) (rate float64, err er
 		return 0, errors.Join(err, mem.Close())
 	}
 	defer func() { err = errors.Join(err, vm.Close(), mem.Close()) }()
-	if _, err := mem.WriteAt(probeCode, probeAddr); err != nil {
+	if _, err := mem.WriteAt(code, probeAddr); err != nil {
 		return 0, err
 	}
 	r := mem.Regions()[0]
@@ -164,6 +168,7 @@ func instructionRate(ctx context.Context, sys *kvm.System) (rate float64, err er
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
+	defer kickAtEnd(ctx, c)() // before the vCPU's run page is unmapped
 	for range probeRuns {
 		took, err := probeOnce(ctx, c)
 		if err != nil {
@@ -172,6 +177,24 @@ func instructionRate(ctx context.Context, sys *kvm.System) (rate float64, err er
 		rate = max(rate, float64(2*probeLoops)/took.Seconds())
 	}
 	return rate, nil
+}
+
+// kickAtEnd makes the vCPU, which the calling thread runs from now on, leave the
+// guest when ctx ends. The caller calls stop, from the same goroutine.
+func kickAtEnd(ctx context.Context, c *kvm.VCPU) (stop func()) {
+	runtime.LockOSThread()
+	tid := unix.Gettid()
+	kicked := make(chan struct{})
+	forget := context.AfterFunc(ctx, func() {
+		defer close(kicked)
+		kickThread(c, tid)
+	})
+	return func() {
+		if !forget() {
+			<-kicked
+		}
+		runtime.UnlockOSThread()
+	}
 }
 
 func probeOnce(ctx context.Context, c *kvm.VCPU) (time.Duration, error) {

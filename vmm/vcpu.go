@@ -41,11 +41,15 @@ func (c *vcpu) count(k exitKind) {
 
 // kick makes the vCPU leave the guest, or not enter it. It is called under
 // Machine.mu.
-func (c *vcpu) kick() {
-	c.kvm.SetImmediateExit(true)
-	if tid := c.tid.Load(); tid > 0 {
+func (c *vcpu) kick() { kickThread(c.kvm, int(c.tid.Load())) }
+
+// kickThread makes a vCPU leave the guest that the thread tid, if not 0, runs
+// it in, and not enter it again.
+func kickThread(c *kvm.VCPU, tid int) {
+	c.SetImmediateExit(true)
+	if tid > 0 {
 		// A thread that has ended meanwhile does not mind.
-		_ = unix.Tgkill(unix.Getpid(), int(tid), unix.SIGURG)
+		_ = unix.Tgkill(unix.Getpid(), tid, unix.SIGURG)
 	}
 }
 
