@@ -35,6 +35,13 @@ func (k *images) open(path string) (*boot.File, error) {
 	return f, err
 }
 
+// surprise is an error of loading a machine whose vmlinux is the cache's: its
+// bzImage may still do.
+type surprise struct{ err error }
+
+func (e *surprise) Error() string { return e.err.Error() }
+func (e *surprise) Unwrap() error { return e.err }
+
 // openImages opens the kernel that Config.Boot chooses and the initrd, and
 // checks that they fit the machine. The caller closes them.
 func (c *Config) openImages() (*images, error) {

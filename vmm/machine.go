@@ -93,6 +93,22 @@ func New(cfg Config) (*Machine, error) {
 	if err := cfg.validatePlain(); err != nil {
 		return nil, err
 	}
+	m, err := newMachine(cfg)
+	var s *surprise
+	if cfg.Boot == BootAuto && errors.As(err, &s) {
+		cfg.Logger.Info("booting the bzImage as it is", "kernel", cfg.Kernel, "reason", s.err)
+		cfg.Boot = BootBzImage
+		m, err = newMachine(cfg)
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.times.mark(MarkCreated)
+	return m, nil
+}
+
+// newMachine makes a machine of a Config that is complete.
+func newMachine(cfg Config) (*Machine, error) {
 	m := &Machine{
 		cfg:   cfg,
 		log:   cfg.Logger,
@@ -106,7 +122,6 @@ func New(cfg Config) (*Machine, error) {
 	if err := m.build(); err != nil {
 		return nil, errors.Join(err, m.free())
 	}
-	m.times.mark(MarkCreated)
 	return m, nil
 }
 
@@ -155,6 +170,9 @@ func (m *Machine) load(k *images) error {
 	k.params.ACPI = tables
 	k.params.Reserved = []boot.Range{{GPA: identityBase, Size: reservedSize}}
 	m.entry, err = boot.Load(m.mem, k.params)
+	if err != nil && k.cached {
+		return &surprise{refused(err)}
+	}
 	if err != nil {
 		return refused(err)
 	}
