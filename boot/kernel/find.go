@@ -125,7 +125,7 @@ func (f Finder) Default() (Kernel, error) {
 	if other != nil {
 		advice = "this machine has " + other.Path
 	}
-	return Kernel{}, fmt.Errorf("%w: %s, and no kernel was pulled; give --kernel FILE: %s", ErrNoKernel, why, advice)
+	return Kernel{}, fmt.Errorf("%w: %s; give --kernel FILE: %s", ErrNoKernel, why, advice)
 }
 
 func (f Finder) release() string {

@@ -28,7 +28,7 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 			return nil
 		}}, name, short, usage)
 	}
-	text("kernel", "k", "FILE", "the kernel to boot: a bzImage or an ELF vmlinux (default: the running kernel's image, else the newest one pulled)",
+	text("kernel", "k", "FILE", "the kernel to boot: a bzImage or an ELF vmlinux (default: the running kernel's image)",
 		func(m *spec.Machine, s string) { m.Kernel = s })
 	text("initrd", "i", "FILE", "the initial RAM disk (default: the built-in guest, which prints what it sees and powers off)",
 		func(m *spec.Machine, s string) { m.Initrd = s })

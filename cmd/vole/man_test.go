@@ -65,7 +65,7 @@ func manPage(root *cobra.Command) []byte {
 	m.section("EXIT STATUS")
 	m.text("Of run, as above. The other commands: 0 if all is well, 1 for an error on the host (doctor: a stock kernel can't boot here), 2 for bad usage.")
 	m.section("ENVIRONMENT")
-	m.item("VOLE_CACHE", "the directory of unpacked and pulled kernels, instead of vole/kernels in $XDG_CACHE_HOME or ~/.cache")
+	m.item("VOLE_CACHE", "the directory of unpacked kernels, instead of vole/kernels in $XDG_CACHE_HOME or ~/.cache")
 	m.section("FILES")
 	m.item("/dev/kvm", "what machines are made with; vole doctor says what is wrong with it")
 	m.item("/boot/vmlinuz-*, /lib/modules/*/vmlinuz", "where kernels are looked for")

@@ -15,9 +15,9 @@ import (
 
 const runLong = `Boot a kernel in a virtual machine and end with an exit code that says how the guest ended.
 
-Without --kernel it is the running kernel's own image if that is readable, else the newest one
-pulled. Without --initrd the guest is vole itself: it prints what it sees of the machine on one
-screen and powers off.
+Without --kernel it is the running kernel's own image, which must be readable: "vole kernel ls" shows
+whether it is. Without --initrd the guest is vole itself: it prints what it sees of the machine on
+one screen and powers off.
 
 stdout is the guest's console; everything that vole says goes to stderr. When stdout can't be
 written any more (the reader of a pipe is gone, the disk is full), the guest is ended with exit
