@@ -2,7 +2,9 @@ package nested
 
 import (
 	"errors"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -26,6 +28,39 @@ func TestConsole(t *testing.T) {
 	assert.True(t, c.lockedUp())
 	write(strings.Repeat("x", 3*consoleKeep))
 	assert.Len(t, c.tail, consoleKeep)
+}
+
+// TestWatch: how an emulated host's end is told, also in mid-frame.
+func TestWatch(t *testing.T) {
+	const stuck = "watchdog: BUG: soft lockup - CPU#1 stuck for 22s!\n"
+	eof, cut, dead := event{err: io.EOF}, event{err: io.ErrUnexpectedEOF}, event{dead: true}
+	tests := []struct {
+		name, console string
+		events        []event
+		want          error
+	}{
+		{"vanished", "", []event{eof, dead}, errVanish},
+		{"vanished in mid-frame", "", []event{cut, dead}, errVanish},
+		{"vanished, seen late", "", []event{dead}, errVanish},
+		{"locked up", stuck, []event{eof}, errLockup},
+		{"locked up in mid-frame", stuck, []event{cut}, errLockup},
+		{"nonsense", "", []event{{err: errFrame}}, errFrame},
+		{"exit", stuck, []event{{frame: frameExit, data: []byte("{}")}}, nil},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			var m machine
+			_, err := m.console.Write([]byte(test.console))
+			require.NoError(t, err)
+			events := make(chan event, len(test.events))
+			for _, e := range test.events {
+				events <- e
+			}
+			_, err = m.watch(t.Context(), &exec.Cmd{}, events)
+			assert.ErrorIs(t, err, test.want)
+			assert.Equal(t, test.want == errVanish || test.want == errLockup, errors.Is(err, ErrHost))
+		})
+	}
 }
 
 func TestStoreBelow(t *testing.T) {

@@ -16,12 +16,10 @@
 // stands at the path that it has outside, so a path in a flag, in the
 // environment or from [Asset] means the same in both places.
 //
-// The emulation does not seem faultless: now and then a guest dies there,
-// vole's or QEMU's; docs/testing.md has what is known. Tests that fail in
-// the emulated host therefore run again in a fresh one, and have failed only if
-// they fail [DefaultRounds] times; on a real /dev/kvm a failure is a failure.
-// Failures of earlier rounds stay in the output, on lines that begin with
-// "nested: round ", and the last line names the tests that passed only then.
+// A test that fails in the emulated host has failed, as on a real /dev/kvm.
+// Only when that host itself fails ([ErrHost]: it locks up, falls silent, or QEMU
+// ends) do the tests that have not ended run again, in a fresh one, and lines
+// that begin with "nested: rerun: " at the end of the output tell of it.
 //
 // Kernels, QEMU and the rest come from Debian packages that the program in
 // fetch ("make deps") unpacks into a cache directory outside the repository;
@@ -33,7 +31,6 @@
 //	VOLE_TEST_CACHE   the cache directory
 //	VOLE_BIN          the vole binary under test; built when it is not set
 //	VOLE_NESTED_LOG   a file that receives the emulated host's kernel console
-//	VOLE_NESTED_RERUN 0: a test that fails in the emulated host does not run again
 //	VOLE_NESTED_APPEND  more words for the emulated host's kernel command line
 //
 // The package leaves out everything about vole itself: it is a test rig, it is

@@ -60,8 +60,8 @@ type Result struct {
 
 // Run boots an emulated host, with this program as its init (so it must call
 // RunIfInit or Main first thing), runs the command and ends the host. An error
-// means that the command did not run to its own end; Locked tells whether the
-// emulation was to blame.
+// means that the command did not run to its own end; it is ErrHost if the
+// emulation was to blame, so that running again in a fresh host makes sense.
 func (c *Command) Run(ctx context.Context) (Result, error) {
 	kernel, err := hostKernel()
 	if err != nil {
@@ -98,10 +98,6 @@ func (c *Command) Run(ctx context.Context) (Result, error) {
 	x, err := m.run(ctx)
 	return Result{Code: x.Code, Console: m.console.last(30)}, err
 }
-
-// Locked says whether an error of Run is the emulation's own fault, so that
-// running again in a fresh host makes sense.
-func Locked(err error) bool { return errors.Is(err, errLockup) || errors.Is(err, errSilent) }
 
 func (c *Command) note(format string, args ...any) {
 	if c.Note != nil {

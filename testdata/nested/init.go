@@ -2,7 +2,6 @@ package nested
 
 import (
 	"bufio"
-
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -389,7 +388,7 @@ func sendFile(w *frameWriter, path string) error {
 	return nil
 }
 
-// inEmulatedHostEnv picks the variables of this process that the command in
+// insideEnv picks the variables of this process that the command in
 // the emulated host gets too.
 func insideEnv(extra []string) []string {
 	env := []string{envInside + "=1", "TMPDIR=/tmp", "HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}

@@ -29,15 +29,13 @@ type Options struct {
 	// Quiet is the longest time that the tests may be silent; beyond it they are
 	// made to dump their goroutines. 0 is DefaultQuiet.
 	Quiet time.Duration
-	// Rounds is how often at most a test runs that fails in the emulated host;
-	// only one that fails each time has failed. 0 is DefaultRounds, 1 is once.
-	Rounds int
 }
 
 // DefaultQuiet is the longest time without output of tests.
 const DefaultQuiet = 5 * time.Minute
 
-// maxLockups is how many emulated hosts may lock up in a test run.
+// maxLockups is how many emulated hosts may fail in a test run: lock up, fall
+// silent or vanish, under tests that then run again in a fresh one.
 const maxLockups = 3
 
 // Main is what TestMain calls. It runs the tests where they can run: here if
@@ -156,31 +154,19 @@ func runTests(o Options, why string) int {
 	t := newTracker(os.Stdout, verbose != "false", count())
 	cmd.Stdout, cmd.Stderr = t, os.Stderr
 	var lockups []string
-	round, rounds := 1, o.rounds(os.Getenv(envRerun))
 	for {
-		t.begin(round, rounds)
-		cmd.Args = append([]string{cmd.Args[0]}, childFlags(end, round, t.done())...)
-		cmd.Env = []string{fmt.Sprintf("%s=%d", envRound, round)}
+		cmd.Args = append([]string{cmd.Args[0]}, childFlags(end, t.done())...)
 		res, err := cmd.Run(ctx)
 		if errors.Is(err, ErrNotFetched) {
 			return unavailable(say, err)
 		}
 		inTime := end.IsZero() || time.Until(end) > 30*time.Second
-		if Locked(err) && len(lockups) < maxLockups && inTime {
+		if errors.Is(err, ErrHost) && len(lockups) < maxLockups && inTime {
 			lockups = append(lockups, fmt.Sprintf("rerun: %s during %s", strings.TrimPrefix(err.Error(), "nested: "), t.current()))
 			say(fmt.Sprintf("%v; its console ends so:\n%s", err, indent(res.Console)))
 			say("the tests that are left run again in a fresh host")
 			t.hostEnded(true)
 			continue
-		}
-		if err == nil && res.Code <= 1 && round < rounds && inTime {
-			if names := t.again(); len(names) > 0 {
-				round++
-				t.hostEnded(true)
-				t.apart()
-				say(fmt.Sprintf("rerun: %s failed in the emulated host; again in a fresh one (%d of %d)", strings.Join(names, ", "), round, rounds))
-				continue
-			}
 		}
 		t.hostEnded(false)
 		code := t.finish(res.Code)
@@ -192,9 +178,6 @@ func runTests(o Options, why string) int {
 		}
 		for _, l := range lockups {
 			say(l)
-		}
-		if s := t.mended(); s != "" {
-			say(s)
 		}
 		return code
 	}
@@ -263,9 +246,6 @@ func outputFlags(dir string) []string {
 	return TestOutputs(dir, args)
 }
 
-// profiles are the flags of single files that a test binary writes.
-var profiles = []string{"coverprofile", "cpuprofile", "memprofile", "blockprofile", "mutexprofile", "trace"}
-
 // TestOutputs lists the absolute paths of files and directories that a test
 // binary writes when it runs in dir with args, in the form that `go test` gives
 // them: "-test.coverprofile=c.out".
@@ -281,7 +261,7 @@ func TestOutputs(dir string, args []string) []string {
 		dir = d
 	}
 	var out []string
-	for _, name := range append([]string{"gocoverdir", "testlogfile"}, profiles...) {
+	for _, name := range []string{"coverprofile", "cpuprofile", "memprofile", "blockprofile", "mutexprofile", "trace", "gocoverdir", "testlogfile"} {
 		path := values[name]
 		if path == "" {
 			continue
@@ -295,8 +275,9 @@ func TestOutputs(dir string, args []string) []string {
 }
 
 // childFlags are this process's flags as the tests in the emulated host get
-// them. What go test passes for its own book-keeping is taken out.
-func childFlags(end time.Time, round int, done []string) []string {
+// them, without the tests that are done. What go test passes for its own
+// book-keeping is taken out.
+func childFlags(end time.Time, done []string) []string {
 	args := os.Args[1 : len(os.Args)-flag.NArg()]
 	if n := len(args); n > 0 && args[n-1] == "--" {
 		args = args[:n-1]
@@ -314,20 +295,14 @@ func childFlags(end time.Time, round int, done []string) []string {
 		left := max(time.Until(end)-10*time.Second, 10*time.Second)
 		out = append(out, "-test.timeout="+left.String())
 	}
-	if round > 1 { // profiles tell of the first round, which ran everything
-		for _, name := range profiles {
-			if flagValue("test."+name) != "" {
-				out = append(out, "-test."+name+"=")
-			}
-		}
-	}
 	if len(done) > 0 {
 		// The flag's own value comes last: of several patterns the first one
 		// that matches a test counts, also if it is one of subtests.
+		skip := "^(" + strings.Join(done, "|") + ")$"
 		if own := flagValue("test.skip"); own != "" {
-			done = append(done, own)
+			skip += "|" + own
 		}
-		out = append(out, "-test.skip="+strings.Join(done, "|"))
+		out = append(out, "-test.skip="+skip)
 	}
 	return append(out, flag.Args()...)
 }

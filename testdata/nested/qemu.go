@@ -32,11 +32,14 @@ const (
 // consoleKeep is how much of the kernel's console is kept for messages.
 const consoleKeep = 64 << 10
 
+// ErrHost is the emulated host's own failure.
+var ErrHost = errors.New("nested: the emulated host failed")
+
 // Ways in which an emulated host may end before its command has.
 var (
-	errLockup  = errors.New("nested: the emulated host locked up")
-	errSilent  = errors.New("nested: the emulated host fell silent")
-	errVanish  = errors.New("nested: QEMU ended before the command did")
+	errLockup  = fmt.Errorf("%w: it locked up", ErrHost)
+	errSilent  = fmt.Errorf("%w: it fell silent", ErrHost)
+	errVanish  = fmt.Errorf("%w: QEMU ended before the command did", ErrHost)
 	errStalled = errors.New("nested: the command gave no output for too long")
 	errTimeout = errors.New("nested: the time allowed is over")
 )
@@ -186,7 +189,7 @@ func (m *machine) watch(ctx context.Context, cmd *exec.Cmd, events <-chan event)
 				ask(fmt.Errorf("%w (%v)", errStalled, m.quiet))
 			}
 		case e := <-events:
-			if e.dead || errors.Is(e.err, io.EOF) || errors.Is(e.err, unix.ECONNRESET) {
+			if e.dead || errors.Is(e.err, io.EOF) || errors.Is(e.err, io.ErrUnexpectedEOF) || errors.Is(e.err, unix.ECONNRESET) {
 				if m.console.lockedUp() {
 					return exitInfo{}, errLockup
 				}

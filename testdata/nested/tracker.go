@@ -10,9 +10,8 @@ import (
 )
 
 // tracker reads the verbose output of a test binary, so that after a lockup of
-// the emulated host only the tests that are left run again, and after failures
-// only what failed, and prints it as the flags want it: verbose, or only what
-// concerns failures.
+// the emulated host only the tests that are left run again, and prints it as
+// the flags want it: verbose, or only what concerns failures.
 type tracker struct {
 	mu      sync.Mutex
 	w       io.Writer
@@ -28,20 +27,15 @@ type tracker struct {
 	bench   string         // the benchmark that runs
 	failed  bool           // in any host
 	verdict []byte         // the line PASS or FAIL and what follows it
-	first   []byte         // that of the first round, if there was another
 	werr    error
-
-	host          int             // counted from 1
-	round, rounds int             // of the host
-	failures      []*failure      // in the order of their first result
-	passed        map[string]bool // tests and subtests that passed or were skipped
-	partly        map[string]bool // top-level tests that run again for some of their subtests
-	marked        bool            // the output is for test2json
 }
 
 func newTracker(w io.Writer, verbose bool, count int) *tracker {
-	return &tracker{w: w, verbose: verbose, count: count, results: map[string]int{}, passed: map[string]bool{}, partly: map[string]bool{}}
+	return &tracker{w: w, verbose: verbose, count: count, results: map[string]int{}}
 }
+
+// marker begins a line of the framework's own where -test.v=test2json.
+const marker = 0x16
 
 var (
 	beginLine  = regexp.MustCompile(`^=== RUN\s+([^\s/]+)$`)
@@ -72,9 +66,8 @@ func (t *tracker) take(line []byte) {
 	text := strings.TrimRight(string(line), "\r\n")
 	// -test.v=test2json marks the framework's own lines, also in mid-line.
 	if i := strings.LastIndexByte(text, marker); i >= 0 {
-		text, t.marked = text[i+1:], true
+		text = text[i+1:]
 	}
-	line = t.judge(line, text)
 	if t.settled {
 		if strings.HasPrefix(text, " ") && resultLine.MatchString(text) {
 			if t.verbose {
@@ -87,9 +80,7 @@ func (t *tracker) take(line []byte) {
 		t.release(t.bad)
 	}
 	if t.verdict != nil || (len(t.running) == 0 && (text == "PASS" || text == "FAIL")) {
-		if text == "FAIL" && !slices.ContainsFunc(t.failures, func(f *failure) bool { return f.host == t.host }) {
-			t.failed = true
-		}
+		t.failed = t.failed || text == "FAIL"
 		t.verdict = append(t.verdict, line...)
 		return
 	}
@@ -114,7 +105,7 @@ func (t *tracker) take(line []byte) {
 // result notes the end of a test.
 func (t *tracker) result(how, name, text string) {
 	if how == "FAIL" {
-		t.bad = true
+		t.failed, t.bad = true, true
 	}
 	if how == "BENCH" || strings.HasPrefix(text, " ") || strings.Contains(name, "/") {
 		return
@@ -186,7 +177,7 @@ func (t *tracker) current() string {
 	return "no test"
 }
 
-// done lists the -test.skip patterns of what need not run again.
+// done lists the top-level tests that need not run again, sorted.
 func (t *tracker) done() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -196,38 +187,19 @@ func (t *tracker) done() []string {
 			names = append(names, regexp.QuoteMeta(name))
 		}
 	}
-	var patterns []string
-	if len(names) > 0 {
-		slices.Sort(names)
-		patterns = []string{"^(" + strings.Join(names, "|") + ")$"}
-	}
-	return append(patterns, t.doneSubtests()...)
+	slices.Sort(names)
+	return names
 }
 
 // finish prints the rest and turns the last host's exit code into that of all.
 func (t *tracker) finish(code int) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var left []byte // results of what is pending, now final
-	for _, f := range t.failures {
-		if f.open {
-			f.open, f.lost, t.failed = false, true, true
-			left = append(left, f.line...)
-		}
-	}
 	t.release(code != 0 || t.bad)
-	t.write(left)
 	if t.failed && code == 0 {
 		code = 1
+		t.verdict = bytes.Replace(t.verdict, []byte("PASS\n"), []byte("FAIL\n"), 1)
 	}
-	verdict := t.verdict
-	if t.first != nil {
-		verdict = t.first
-	}
-	old, word := []byte("FAIL\n"), []byte("PASS\n")
-	if code != 0 {
-		old, word = word, old
-	}
-	t.write(bytes.Replace(verdict, old, word, 1))
+	t.write(t.verdict)
 	return code
 }

@@ -4,9 +4,6 @@
 // failure. An excuse is a reason that begins with "only in make ", or a line of
 // the file given by -excused: a regular expression that matches
 // "package.Test: reason", with its own reason after a tab.
-//
-// Tests that failed in the emulated host and passed when run again are shown
-// with what they said when they failed, and named once more at the very end.
 package main
 
 import (
@@ -65,7 +62,6 @@ func run(excused string, args []string) (int, error) {
 		return 1, err
 	}
 	err = cmd.Wait()
-	defer p.close()
 	switch {
 	case err != nil && cmd.ProcessState == nil:
 		return 1, err
@@ -119,18 +115,6 @@ type printer struct {
 	allow     []*regexp.Regexp
 	packages  map[string]*pkg
 	unexcused int
-	mended    []string // what the rig says of tests that passed only when run again
-}
-
-// What package nested prints of tests that run again.
-const (
-	roundMark  = "nested: round "
-	mendedMark = " failed at first and passed when run again: "
-)
-
-// failedBefore says whether a test's output tells of a failure in an earlier round.
-func failedBefore(out string) bool {
-	return strings.HasPrefix(out, roundMark) || strings.Contains(out, "\n"+roundMark)
 }
 
 // pkg is what is known of a package whose tests run.
@@ -178,18 +162,22 @@ func (p *printer) take(e event) {
 	}
 	switch e.Action {
 	case "run":
-		if !slices.Contains(k.order, e.Test) {
+		if !slices.Contains(k.order, e.Test) { // it may run again in a fresh emulated host
 			k.order = append(k.order, e.Test)
 		}
 	case "output":
 		k.out[e.Test] += e.Output
 	case "pass", "fail", "skip":
 		if e.Test != "" {
-			k.how[e.Test] = e.Action
 			if e.Action == "skip" {
 				p.skip(k, e)
 			}
-			if e.Action != "fail" && !failedBefore(k.out[e.Test]) {
+			// A failure remains one, also of a subtest that ran again in a fresh
+			// emulated host.
+			if k.how[e.Test] != "fail" {
+				k.how[e.Test] = e.Action
+			}
+			if k.how[e.Test] != "fail" {
 				delete(k.out, e.Test)
 			}
 			return
@@ -230,31 +218,22 @@ func (p *printer) end(k *pkg, e event) {
 	for _, s := range k.skips {
 		fmt.Fprintln(p.w, "skipped:", s)
 	}
-	for _, test := range k.order {
-		bad := e.Action == "fail" && (k.how[test] == "" || k.how[test] == "fail")
-		whole := bad || failedBefore(k.out[test])
-		for line := range strings.Lines(k.out[test]) {
-			// What the test rig says is shown of a test that passes, too.
-			if whole && !strings.HasPrefix(line, "=== ") || strings.HasPrefix(line, "nested: ") {
-				fmt.Fprint(p.w, line)
+	if e.Action == "fail" {
+		for _, test := range k.order {
+			if k.how[test] == "" || k.how[test] == "fail" {
+				for line := range strings.Lines(k.out[test]) {
+					if !strings.HasPrefix(line, "=== ") {
+						fmt.Fprint(p.w, line)
+					}
+				}
 			}
 		}
 	}
 	for line := range strings.Lines(k.out[""]) {
-		if strings.HasPrefix(line, "nested: ") && strings.Contains(line, mendedMark) {
-			p.mended = append(p.mended, strings.TrimPrefix(e.Package, module)+": "+line)
-		}
 		// Of a package that passes: its verdict and what the test rig says.
 		if e.Action == "fail" || strings.HasPrefix(line, "ok ") || strings.HasPrefix(line, "?  ") ||
 			strings.HasPrefix(line, "nested: ") || strings.HasPrefix(line, "coverage: ") {
 			fmt.Fprint(p.w, line)
 		}
-	}
-}
-
-// close repeats what must not be overlooked.
-func (p *printer) close() {
-	for _, line := range p.mended {
-		fmt.Fprint(p.w, line)
 	}
 }

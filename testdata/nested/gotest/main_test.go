@@ -38,21 +38,23 @@ func TestPrinter(t *testing.T) {
 {"Action":"fail","Package":"q"}
 not json
 `
-	const again = `{"Action":"run","Package":"r","Test":"TestE"}
+	const lockup = `{"Action":"run","Package":"r","Test":"TestE"}
 {"Action":"output","Package":"r","Test":"TestE","Output":"=== RUN   TestE\n"}
-{"Action":"output","Package":"r","Test":"TestE","Output":"    e_test.go:3: wrong\n"}
-{"Action":"output","Package":"r","Test":"TestE","Output":"nested: round 1 of 3: --- FAIL: TestE (0.00s)\n"}
-{"Action":"output","Package":"r","Output":"nested: rerun: TestE\n"}
+{"Action":"output","Package":"r","Test":"TestE","Output":"nested: the emulated host failed\n"}
 {"Action":"run","Package":"r","Test":"TestE"}
 {"Action":"output","Package":"r","Test":"TestE","Output":"=== RUN   TestE\n"}
+{"Action":"output","Package":"r","Test":"TestE","Output":"    e_test.go:3: wrong\n"}
+{"Action":"output","Package":"r","Test":"TestE","Output":"--- FAIL: TestE (0.00s)\n"}
+{"Action":"fail","Package":"r","Test":"TestE"}
+{"Action":"output","Package":"r","Output":"FAIL\n"}
+{"Action":"output","Package":"r","Output":"nested: rerun: it locked up during TestE\n"}
+{"Action":"output","Package":"r","Output":"FAIL\tr\t0.1s\n"}
+{"Action":"fail","Package":"r"}
+`
+	const again = `{"Action":"run","Package":"r","Test":"TestE"}
 {"Action":"output","Package":"r","Test":"TestE","Output":"--- PASS: TestE (0.00s)\n"}
 {"Action":"pass","Package":"r","Test":"TestE"}
-{"Action":"output","Package":"r","Output":"PASS\n"}
-{"Action":"output","Package":"r","Output":"nested: 1 test failed at first and passed when run again: TestE (1)\n"}
-{"Action":"output","Package":"r","Output":"ok  \tr\t0.1s\n"}
-{"Action":"pass","Package":"r"}
-`
-	const mended = "nested: 1 test failed at first and passed when run again: TestE (1)\n"
+{"Action":"output","Package":"r","Output":"FAIL\n"}`
 	tests := []struct {
 		name, in, want string
 		allow          []*regexp.Regexp
@@ -62,9 +64,10 @@ not json
 			want: "skipped: p.TestA: needs a thing: absent\nskipped: p.TestB: only in make soak\nnested: rerun\nok  \tp\t0.1s\n"},
 		{name: "excused", in: pass, allow: []*regexp.Regexp{regexp.MustCompile(`^p\.TestA: needs`)},
 			want: "skipped: p.TestA: needs a thing: absent\nskipped: p.TestB: only in make soak\nnested: rerun\nok  \tp\t0.1s\n"},
-		{name: "passed when run again", in: again + fail,
-			want: "    e_test.go:3: wrong\nnested: round 1 of 3: --- FAIL: TestE (0.00s)\n--- PASS: TestE (0.00s)\nnested: rerun: TestE\n" + mended + "ok  \tr\t0.1s\n" +
-				"    c_test.go:3: wrong\n--- FAIL: TestC (0.00s)\npanic: oh\nFAIL\tq\t0.1s\nnot json\nr: " + mended},
+		{name: "failed before the emulated host did", in: strings.Replace(lockup, `{"Action":"output","Package":"r","Output":"FAIL\n"}`, again, 1),
+			want: "nested: the emulated host failed\n    e_test.go:3: wrong\n--- FAIL: TestE (0.00s)\n--- PASS: TestE (0.00s)\nFAIL\nnested: rerun: it locked up during TestE\nFAIL\tr\t0.1s\n"},
+		{name: "failed in the second host", in: lockup,
+			want: "nested: the emulated host failed\n    e_test.go:3: wrong\n--- FAIL: TestE (0.00s)\nFAIL\nnested: rerun: it locked up during TestE\nFAIL\tr\t0.1s\n"},
 		{name: "failure", in: fail,
 			want: "    c_test.go:3: wrong\n--- FAIL: TestC (0.00s)\npanic: oh\nFAIL\tq\t0.1s\nnot json\n"},
 	}
@@ -73,7 +76,6 @@ not json
 			var out bytes.Buffer
 			p := newPrinter(&out, test.allow)
 			require.NoError(t, p.read(strings.NewReader(test.in)))
-			p.close()
 			assert.Equal(t, test.want, out.String())
 			assert.Equal(t, test.unexcused, p.unexcused)
 		})

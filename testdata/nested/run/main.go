@@ -10,9 +10,13 @@
 //
 //	CGO_ENABLED=0 go test -exec '/path/of/run -q --' ./kvm
 //
-// Exit code 125 is the emulated host's own failure. Like anything that gives
-// itself to the emulated host as init, it is built with CGO_ENABLED=0 or brings
-// its C library along.
+// The command's exit code is passed on. If the emulated host itself fails, the
+// command begins anew in a fresh one, once, and a line on stderr says so; not
+// where stdin is passed through. Exit code 125 means that the command did not
+// come to its end.
+//
+// Like anything that gives itself to the emulated host as init, it is built with
+// CGO_ENABLED=0 or brings its C library along.
 package main
 
 import (
@@ -20,7 +24,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -34,9 +37,6 @@ import (
 
 // failure is the exit code when the command could not run to its end.
 const failure = 125
-
-// attempts is how many emulated hosts may lock up.
-const attempts = 3
 
 // list is a flag that may be repeated.
 type list []string
@@ -58,7 +58,7 @@ func main() {
 	flag.StringVar(&c.Memory, "memory", nested.DefaultMemory, "memory of the emulated host")
 	flag.DurationVar(&limit, "timeout", 0, "end the command after this long; 0 is never")
 	flag.BoolVar(&always, "always", false, "use the emulated host although /dev/kvm could boot a stock kernel")
-	flag.BoolVar(&quiet, "q", false, "say nothing about the emulated host")
+	flag.BoolVar(&quiet, "q", false, "say nothing about the emulated host unless it fails")
 	flag.BoolVar(&stdin, "stdin", false, "pass stdin through")
 	flag.BoolVar(&check, "check", false, "only say whether /dev/kvm boots a stock kernel; exit code 0 if it does")
 	flag.BoolVar(&env, "unit-env", false, "only print the environment in which unit tests find kernels and tools, for eval")
@@ -86,10 +86,9 @@ func main() {
 		flag.Usage()
 		os.Exit(2)
 	}
-	say := func(s string) {
-		if !quiet {
-			fmt.Fprintln(os.Stderr, "nested: "+strings.TrimPrefix(s, "nested: "))
-		}
+	note := say
+	if quiet {
+		note = func(string) {}
 	}
 	c.Assets, c.Files, c.Args = assets, files, flag.Args()
 	for i, arg := range c.Args {
@@ -121,11 +120,11 @@ func main() {
 	if err := asTest(&c); err != nil {
 		fatal(err)
 	}
-	c.Stdout, c.Stderr, c.Note = os.Stdout, os.Stderr, say
+	c.Stdout, c.Stderr, c.Note = os.Stdout, os.Stderr, note
 	if stdin {
 		c.Stdin = os.Stdin
 	}
-	os.Exit(run(&c, always, limit, say))
+	os.Exit(run(&c, always, limit))
 }
 
 // asTest gives a test binary, as `go test -exec` runs it, what it expects: its
@@ -146,13 +145,15 @@ func asTest(c *nested.Command) error {
 }
 
 func fatal(err error) {
-	fmt.Fprintln(os.Stderr, "nested:", strings.TrimPrefix(err.Error(), "nested: "))
+	say(err.Error())
 	os.Exit(failure)
 }
 
+func say(s string) { fmt.Fprintln(os.Stderr, "nested: "+strings.TrimPrefix(s, "nested: ")) }
+
 // run runs the command here if /dev/kvm boots a stock kernel, else in an
 // emulated host, and returns its exit code.
-func run(c *nested.Command, always bool, limit time.Duration, say func(string)) int {
+func run(c *nested.Command, always bool, limit time.Duration) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	why := nested.CannotBoot()
@@ -160,29 +161,33 @@ func run(c *nested.Command, always bool, limit time.Duration, say func(string)) 
 		return direct(ctx, c, limit)
 	}
 	if why != "" {
-		say(why + ": booting the emulated host")
+		c.Note(why + ": booting the emulated host")
 	}
-	// A command that printed nothing yet may safely begin again.
-	counted := &counter{w: c.Stdout}
-	c.Stdout = counted
-	for attempt := 1; ; attempt++ {
+	return emulated(ctx, c.Stdin == nil, say, func() (nested.Result, error) {
 		if limit > 0 {
 			c.Deadline = time.Now().Add(limit)
 		}
-		res, err := c.Run(ctx)
-		if err == nil {
-			return res.Code
-		}
-		say(err.Error())
-		if errors.Is(err, nested.ErrNotFetched) || ctx.Err() != nil {
-			return failure
-		}
-		say("its console ends so:\n" + res.Console)
-		if !nested.Locked(err) || attempt == attempts || counted.n > 0 {
-			return failure
-		}
-		say("trying again in a fresh host")
+		return c.Run(ctx)
+	})
+}
+
+// emulated runs the command by boot, which gives it an emulated host, and
+// returns its exit code. If that host fails and again is set, which it must not
+// be where stdin is gone, there is a second one.
+func emulated(ctx context.Context, again bool, say func(string), boot func() (nested.Result, error)) int {
+	res, err := boot()
+	if again && errors.Is(err, nested.ErrHost) && ctx.Err() == nil {
+		say(err.Error() + "; once more in a fresh one, output from its beginning")
+		res, err = boot()
 	}
+	if err == nil {
+		return res.Code
+	}
+	say(err.Error())
+	if res.Console != "" && ctx.Err() == nil {
+		say("its console ends so:\n" + res.Console)
+	}
+	return failure
 }
 
 // direct runs the command on this machine.
@@ -207,18 +212,6 @@ func direct(ctx context.Context, c *nested.Command, limit time.Duration) int {
 	case errors.As(err, &exit):
 		return 128 + int(exit.Sys().(syscall.WaitStatus).Signal())
 	}
-	fmt.Fprintln(os.Stderr, "nested:", err)
+	say(err.Error())
 	return failure
-}
-
-// counter counts what it passes on.
-type counter struct {
-	w io.Writer
-	n int64
-}
-
-func (c *counter) Write(p []byte) (int, error) {
-	n, err := c.w.Write(p)
-	c.n += int64(n)
-	return n, err
 }
