@@ -459,6 +459,14 @@ func (f *Function) Close(ctx context.Context) error {
 	}
 }
 
+// Discard closes a Function that no driver has reached.
+func (f *Function) Discard() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
+	return f.closeBells()
+}
+
 // State is a Function's registers, for a machine that stands still.
 type State struct {
 	Status   uint8

@@ -35,12 +35,14 @@ type Driver struct {
 	Features uint64
 	// Queues are those that Start has set up.
 	Queues []*Queue
-	// QueueIRQ and ConfigIRQ count interrupts by what they are for. On mmio,
-	// whose line does not say, both count every edge.
+	// QueueIRQ counts the interrupts of queue 0, ConfigIRQ those for changes of
+	// the configuration. On mmio, whose one line is for everything, both count
+	// every edge.
 	QueueIRQ, ConfigIRQ *Counter
 
-	ram  []byte
-	next uint64
+	ram     []byte
+	next    uint64
+	vectors func() // assigns MSI-X vectors, where there are such
 }
 
 // Opener makes a driver for a device that no driver has touched yet. The device
@@ -59,6 +61,7 @@ var transports = []struct {
 	open Opener
 }{
 	{"mmio", OpenMMIO},
+	{"pci", OpenPCI},
 }
 
 // OpenMMIO puts dev on the mmio transport.
@@ -165,8 +168,14 @@ func (d *Driver) SetUp(i int, n uint16) *Queue {
 	return q
 }
 
-// DriverOK sets the bit that starts the device.
-func (d *Driver) DriverOK() { d.Regs.SetStatus(d.Regs.Status() | virtio.StatusDriverOK) }
+// DriverOK sets the bit that starts the device, with its interrupts connected.
+func (d *Driver) DriverOK() {
+	if d.vectors != nil {
+		d.vectors()
+	}
+
+	d.Regs.SetStatus(d.Regs.Status() | virtio.StatusDriverOK)
+}
 
 // NeedsReset waits until the device says DEVICE_NEEDS_RESET.
 func (d *Driver) NeedsReset() {
