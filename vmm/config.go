@@ -13,6 +13,7 @@ import (
 	"github.com/vole-vmm/vole/boot"
 	"github.com/vole-vmm/vole/boot/kernel"
 	"github.com/vole-vmm/vole/memory"
+	"github.com/vole-vmm/vole/virtio"
 )
 
 const (
@@ -95,6 +96,11 @@ type Config struct {
 	Huge    memory.Huge
 	// CPUs is the number of vCPUs; 0 is 1.
 	CPUs int
+	// Devices are the virtio devices, in the order of their slots. They belong
+	// to the machine from New on: it closes those that are io.Closers.
+	Devices []virtio.Device
+	// Transport is how the guest reaches them.
+	Transport Transport
 	// PIT gives the guest an i8254, which a guest that finds the machine's
 	// ACPI tables never uses.
 	PIT bool
@@ -229,6 +235,10 @@ func (c *Config) validatePlain() error {
 		return bad("memory backing", "%v is neither anonymous nor memfd", c.Backing)
 	case c.Huge < memory.HugeAdvise || c.Huge > memory.HugeReserved:
 		return bad("huge pages", "%v is none of advise, never and reserved", c.Huge)
+	case c.Transport != TransportPCI && c.Transport != TransportMMIO:
+		return bad("transport", "%v is not one of %s", c.Transport, strings.Join(transports, ", "))
+	case len(c.Devices) > c.Transport.MaxDevices():
+		return bad("devices", "%d are too many: %v has room for %d", len(c.Devices), c.Transport, c.Transport.MaxDevices())
 	case c.Huge == memory.HugeReserved && c.Memory%hugePage != 0:
 		return bad("memory", "%s is not a multiple of the reserved huge pages' 2M", size(c.Memory))
 	case strings.ContainsRune(c.Cmdline, 0):

@@ -17,6 +17,8 @@ var requiredCaps = []kvm.Cap{
 type host struct {
 	sys *kvm.System
 	cpu hostCPU
+	// anyLengthBells: an ioeventfd may be for writes of any width.
+	anyLengthBells bool
 }
 
 func (h *host) close() error { return h.sys.Close() }
@@ -42,7 +44,12 @@ func (h *host) ask() error {
 	if h.cpu.supported, err = h.sys.SupportedCPUID(); err != nil {
 		return err
 	}
-	n, err := h.sys.Check(kvm.CapTSCDeadlineTimer)
+	n, err := h.sys.Check(kvm.CapIOEventFDAnyLength)
+	if err != nil {
+		return err
+	}
+	h.anyLengthBells = n > 0
+	n, err = h.sys.Check(kvm.CapTSCDeadlineTimer)
 	h.cpu.tscDeadline = n > 0
 	return err
 }

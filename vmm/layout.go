@@ -1,5 +1,7 @@
 package vmm
 
+import "github.com/vole-vmm/vole/virtio/mmio"
+
 // The machine's guest-physical addresses, ports and interrupts. boot owns
 // what lies below 1 MiB, memory where RAM is.
 const (
@@ -14,6 +16,14 @@ const (
 
 	acpiBase = 0xe_0000
 	acpiSize = 0x2_0000
+
+	pciWindow32     = 0xd000_0000
+	pciWindow32Size = 0x1000_0000
+	ecamBase        = 0xe000_0000
+	pciBuses        = 1
+	pciWindow64Size = 1 << 32 // above RAM
+	pciPorts        = 0xcf8
+	pciPortsSize    = 8
 
 	com1Port      = 0x3f8
 	com1Size      = 8
@@ -37,3 +47,14 @@ const (
 	powerEvents       = 4
 	powerResetValue   = 1
 )
+
+// Slots of virtio-mmio: a page and an IOAPIC pin each. The pins of COM1 and the
+// GED lie below.
+const (
+	mmioFirst    = 0xc000_1000
+	mmioFirstGSI = gedGSI + 1
+	mmioSlots    = ioapicPins - mmioFirstGSI
+)
+
+func mmioBase(slot int) uint64 { return mmioFirst + uint64(slot)*mmio.Size }
+func mmioGSI(slot int) uint32  { return mmioFirstGSI + uint32(slot) }

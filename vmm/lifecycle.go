@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -58,9 +59,45 @@ func (m *Machine) Wait(ctx context.Context) (Exit, error) {
 func (m *Machine) Done() <-chan struct{} { return m.done }
 
 // Pause stops every vCPU between two instructions, with no port or memory
-// access of theirs half done, and returns when they stand still. A paused
-// machine is left as it is. The timeout of Config goes on.
+// access of theirs half done, and every device between two requests, and
+// returns when they stand still. A paused machine is left as it is. The timeout
+// of Config goes on. The error wraps ErrBusy when a device's backend keeps
+// requests in flight: the machine is paused, and that device comes to rest
+// later.
 func (m *Machine) Pause() error {
+	if len(m.virtio) == 0 {
+		return m.pauseCPUs()
+	}
+	m.quiesce.Lock()
+	defer m.quiesce.Unlock()
+	if err := m.pauseCPUs(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	m.mu.Lock()
+	still := m.state == paused
+	m.stopPause = cancel
+	m.mu.Unlock()
+	if !still {
+		return m.overtaken()
+	}
+	err := m.pauseDevices(ctx)
+	if ctx.Err() != nil {
+		return m.overtaken()
+	}
+	return err
+}
+
+// overtaken is the error of a Pause that a Resume or the machine's end came
+// before.
+func (m *Machine) overtaken() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.wrongState("pause")
+}
+
+func (m *Machine) pauseCPUs() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.state != running && m.state != paused {
@@ -82,8 +119,26 @@ func (m *Machine) Pause() error {
 
 // Resume lets a paused machine go on. A running machine is left as it is.
 func (m *Machine) Resume() error {
+	if err := m.resumeCPUs(); err != nil || len(m.virtio) == 0 {
+		return err
+	}
+	m.quiesce.Lock()
+	defer m.quiesce.Unlock()
+	m.mu.Lock()
+	up := m.state == running // and not paused again meanwhile
+	m.mu.Unlock()
+	if up {
+		m.resumeDevices()
+	}
+	return nil
+}
+
+func (m *Machine) resumeCPUs() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.stopPause != nil {
+		m.stopPause()
+	}
 	if m.state != running && m.state != paused {
 		return m.wrongState("resume")
 	}
@@ -145,7 +200,7 @@ func (m *Machine) Close() error {
 	m.hurryLocked()
 	m.mu.Unlock()
 	<-m.done
-	return m.free()
+	return errors.Join(m.free(), m.closeDevices())
 }
 
 func (m *Machine) wrongState(verb string) error {
@@ -181,6 +236,9 @@ func (m *Machine) endLocked(e Exit) {
 	m.state = stopping
 	m.exit = e
 	m.times.mark(MarkExit)
+	if m.stopPause != nil {
+		m.stopPause()
+	}
 	m.setGate(gateStop)
 	close(m.ended)
 }
@@ -252,6 +310,12 @@ func (m *Machine) supervise() {
 		m.cond.Wait()
 	}
 	m.mu.Unlock()
+	if err := m.restDevices(); err != nil {
+		m.restless = true
+		if m.exit.Err == nil {
+			m.exit.Err = err
+		}
+	}
 	m.drain(&timeout)
 	m.mu.Lock()
 	m.state = stopped

@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"sync"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/vole-vmm/vole/boot"
 	"github.com/vole-vmm/vole/devices"
+	"github.com/vole-vmm/vole/devices/pci"
 	"github.com/vole-vmm/vole/kvm"
 	"github.com/vole-vmm/vole/memory"
 )
@@ -24,11 +26,18 @@ type Machine struct {
 	vcpus []*vcpu
 	lines []*irqLine
 
-	ports   *devices.Bus
-	mmio    *devices.Bus
-	serial  *devices.Serial
-	power   *devices.Power
-	console *consoleWatch
+	ports  *devices.Bus
+	mmio   *devices.Bus
+	serial *devices.Serial
+	power  *devices.Power
+	virtio []plugged
+	bridge *pci.Host // nil without devices on PCI
+	router *msiRouter
+	// window64 is the bridge's; bellLength the width of write that KVM takes for
+	// a doorbell, 0 for any.
+	window64   pci.Range
+	bellLength uint32
+	console    *consoleWatch
 
 	entry boot.Entry
 	info  BootInfo
@@ -51,9 +60,17 @@ type Machine struct {
 	deaths deathNote
 	done   chan struct{} // closed when everything that Start began is joined
 
+	// quiesce is held while the devices are paused or resumed, which mu is not.
+	// It is taken before mu. stopPause ends a wait for them; it is guarded by mu.
+	quiesce   sync.Mutex
+	stopPause context.CancelFunc
+
 	pressing sync.RWMutex // held for reading while the power button is pressed
 	release  sync.Once
 	freeErr  error
+	// restless: a device may still write to guest memory. It is written before
+	// free is called.
+	restless bool
 }
 
 // state is where the machine is in its life. It is guarded by Machine.mu.
@@ -80,7 +97,8 @@ const (
 
 // New makes a machine: it opens the kernel and the initrd, maps the RAM,
 // creates the VM with its vCPUs and devices, and loads what is to be booted.
-// Nothing runs yet. The caller closes the machine.
+// Nothing runs yet. The caller closes the machine, which closes the devices of
+// cfg that can be closed; New does so itself when it fails.
 //
 // Errors wrap ErrConfig (nothing was created) or ErrKVM where that is the
 // reason; memory.ErrNoMemory where the host has too little.
@@ -91,7 +109,7 @@ func New(cfg Config) (*Machine, error) {
 		cfg.Epoch = now
 	}
 	if err := cfg.validatePlain(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, closeAll(cfg.Devices))
 	}
 	m, err := newMachine(cfg)
 	var s *surprise
@@ -101,7 +119,7 @@ func New(cfg Config) (*Machine, error) {
 		m, err = newMachine(cfg)
 	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, closeAll(cfg.Devices))
 	}
 	m.times.mark(MarkCreated)
 	return m, nil
@@ -149,6 +167,7 @@ func (m *Machine) assemble(images *images) error {
 	if err := m.fitsAddress(host); err != nil {
 		return err
 	}
+	m.arrange(host)
 	if err := m.createVM(host); err != nil {
 		return err
 	}
@@ -169,6 +188,9 @@ func (m *Machine) load(k *images) error {
 	}
 	k.params.ACPI = tables
 	k.params.Reserved = []boot.Range{{GPA: identityBase, Size: reservedSize}}
+	if m.bridge != nil {
+		k.params.Reserved = append(k.params.Reserved, boot.Range{GPA: ecamBase, Size: m.bridge.ECAMSize()})
+	}
 	m.entry, err = boot.Load(m.mem, k.params)
 	if err != nil && k.cached {
 		return &surprise{refused(err)}
@@ -191,19 +213,24 @@ func (m *Machine) free() error {
 		m.pressing.Lock()
 		defer m.pressing.Unlock()
 		var errs []error
+		if err := m.restDevices(); err != nil { // of a machine that never ran
+			m.restless = true
+			errs = append(errs, err)
+		}
 		for _, c := range m.vcpus {
 			errs = append(errs, c.kvm.Close())
 		}
 		if m.serial != nil {
 			errs = append(errs, m.serial.Close())
 		}
+		errs = append(errs, m.closeCards())
 		if m.vm != nil {
 			errs = append(errs, m.vm.Close())
 		}
 		for _, l := range m.lines {
 			errs = append(errs, l.close())
 		}
-		if m.mem != nil {
+		if m.mem != nil && !m.restless {
 			errs = append(errs, m.mem.Close())
 		}
 		m.freeErr = errors.Join(errs...)

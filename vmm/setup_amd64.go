@@ -83,8 +83,23 @@ func (m *Machine) plugDevices() error {
 		m.ports.Add(pvpanicPort, pvpanicSize, "pvpanic", devices.NewPVPanic(m.event)),
 		m.ports.Add(powerPort, powerSize, "ACPI power", m.power),
 		m.mmio.Add(bootTimerBase, bootTimerSize, "boot timer", devices.NewBootTimer(m.event)),
+		m.plugVirtio(),
 	)
 }
+
+// arrange decides what depends on the host.
+func (m *Machine) arrange(h *host) {
+	rs := m.mem.Regions()
+	m.window64 = window64For(rs[len(rs)-1].End(), physBits(h.cpu.supported))
+	m.bellLength = bellWidth
+	if h.anyLengthBells {
+		m.bellLength = 0
+	}
+}
+
+// bellWidth is the width of a driver's write to a doorbell on PCI (VIRTIO 1.2,
+// section 4.1.5.2).
+const bellWidth = 2
 
 func (m *Machine) line(gsi uint32) (*irqLine, error) {
 	l, err := newIRQLine(m.vm, gsi)
@@ -112,6 +127,7 @@ func (m *Machine) acpiTables() ([]byte, error) {
 	for id := range m.cfg.CPUs {
 		d.CPUs = append(d.CPUs, acpi.CPU{UID: uint32(id), APICID: uint32(id)})
 	}
+	m.describeVirtio(&d)
 	return acpi.Build(acpiBase, acpiSize, d)
 }
 
