@@ -10,19 +10,28 @@ import (
 type Counter struct {
 	mu   sync.Mutex
 	n    int
-	more chan struct{} // closed and replaced at each
+	more chan struct{} // closed at the next, if somebody waits
+
+	// C, if it is set before the first interrupt, is offered each.
+	C chan struct{}
 }
 
 // NewCounter returns a counter at 0.
-func NewCounter() *Counter { return &Counter{more: make(chan struct{})} }
+func NewCounter() *Counter { return new(Counter) }
 
 // Pulse counts one.
 func (c *Counter) Pulse() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.n++
-	close(c.more)
-	c.more = make(chan struct{})
+	if c.more != nil {
+		close(c.more)
+		c.more = nil
+	}
+	select {
+	case c.C <- struct{}{}:
+	default:
+	}
 }
 
 // Count is how many there were.
@@ -39,6 +48,9 @@ func (c *Counter) Wait(tb testing.TB, n int) int {
 	defer t.Stop()
 	for {
 		c.mu.Lock()
+		if c.more == nil {
+			c.more = make(chan struct{})
+		}
 		now, more := c.n, c.more
 		c.mu.Unlock()
 		if now > n {

@@ -180,7 +180,8 @@ func (q *Queue) AddIndirect(bufs ...Buffer) uint16 {
 
 // Publish puts a head into the available ring and moves its index.
 func (q *Queue) Publish(head uint16) {
-	binary.LittleEndian.PutUint16(q.avail[4+2*int(q.idx%q.Config.Size):], head)
+	// The entry may share a word with used_event, which the device loads.
+	virtio.Store16(q.avail, 4+2*int(q.idx%q.Config.Size), head)
 	q.SetAvailable(q.idx + 1)
 }
 
