@@ -37,7 +37,7 @@ func open(t testing.TB, o OpenOptions) *File {
 	return f
 }
 
-// openCached opens a new file in each cache mode that the file system has.
+// eachCache tests a new file in each cache mode that the file system has.
 func eachCache(t *testing.T, size int64, test func(t *testing.T, f *File)) {
 	for _, mode := range []CacheMode{Writeback, Writethrough, NoCache} {
 		t.Run(mode.String(), func(t *testing.T) {

@@ -320,15 +320,20 @@ func newScratch(dir string, size int64) (*File, error) {
 	return f, nil
 }
 
-// openNameless opens a new file in dir that has no name, or soon none.
+// openNameless opens a new file in dir that has no name.
 func openNameless(dir string) (fd int, err error) {
 	err = ignoringEINTR(func() error {
 		fd, err = unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC|unix.O_LARGEFILE, 0o600)
 		return err
 	})
-	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
-		return fd, err
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
+		return openUnlinked(dir)
 	}
+	return fd, err
+}
+
+// openUnlinked is for file systems without O_TMPFILE, such as NFS.
+func openUnlinked(dir string) (int, error) {
 	named, err := os.CreateTemp(dir, ".vole-overlay-*")
 	if err != nil {
 		return -1, err

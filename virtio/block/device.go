@@ -1,0 +1,232 @@
+package block
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vole-vmm/vole/virtio"
+)
+
+const (
+	// MaxSerial is the longest serial number, in bytes (VIRTIO 1.2, 5.2.6).
+	MaxSerial = 20
+	// DefaultQueueSize is the number of descriptors of each queue.
+	DefaultQueueSize = 256
+	// DefaultWorkers is how many requests of a queue are worked on at a time.
+	DefaultWorkers = 8
+	// MaxQueues is the most queues that a disk has.
+	MaxQueues = 64
+	maxWorker = 256
+)
+
+// Options are what a disk has besides its image. The zero value is a good one.
+type Options struct {
+	// Serial is what the guest finds in /sys/block/*/serial.
+	Serial string
+	// Queues is the number of queues, at best one for each vCPU; 0 is 1.
+	Queues int
+	// QueueSize is a power of two; 0 is DefaultQueueSize.
+	QueueSize uint16
+	// Workers is how many requests of a queue are worked on at a time; 0 is
+	// DefaultWorkers.
+	Workers int
+	// Limits bound the disk's rate; the zero value is no bound.
+	Limits Limits
+	// Name stands in log lines, "" is the serial. Logger receives the errors of
+	// the image, at most one line a second; nil is silent.
+	Name   string
+	Logger *slog.Logger
+}
+
+// Device is a disk: a virtio device on an [Image]. Besides what virtio.Device
+// says, Refresh may be called at any time.
+type Device struct {
+	*virtio.ConfigSpace
+	img      Image
+	opts     Options
+	features uint64
+	limiter  *Limiter
+	log      *slog.Logger
+	muffled  muffle
+
+	mu      sync.Mutex
+	changed func() // of the Activation, nil before
+	work    sync.WaitGroup
+}
+
+var _ virtio.Device = (*Device)(nil)
+
+// State is the device's registers: the size that the guest was told.
+type State struct {
+	Capacity uint64 // in sectors
+}
+
+// New makes a disk of img, which then belongs to it: Close closes an image that
+// is an io.Closer, and so does New when it fails. Errors wrap ErrImage.
+func New(img Image, o Options) (*Device, error) {
+	d, err := newDevice(img, o)
+	if err != nil {
+		return nil, errors.Join(err, closeImage(img))
+	}
+	return d, nil
+}
+
+func newDevice(img Image, o Options) (*Device, error) {
+	if o.Queues == 0 {
+		o.Queues = 1
+	}
+	if o.QueueSize == 0 {
+		o.QueueSize = DefaultQueueSize
+	}
+	if o.Workers == 0 {
+		o.Workers = DefaultWorkers
+	}
+	if o.Name == "" {
+		o.Name = o.Serial
+	}
+	name := "disk"
+	if o.Name != "" {
+		name = o.Name
+	}
+	switch {
+	case len(o.Serial) > MaxSerial:
+		return nil, refuse(name, nil, "the serial %q has %d bytes: at most %d have room", o.Serial, len(o.Serial), MaxSerial)
+	case o.Queues < 1 || o.Queues > MaxQueues:
+		return nil, refuse(name, nil, "%d queues: 1 to %d are possible", o.Queues, MaxQueues)
+	case o.QueueSize < 4 || o.QueueSize&(o.QueueSize-1) != 0 || o.QueueSize > virtio.MaxQueueSize:
+		return nil, refuse(name, nil, "a queue size of %d: a power of two from 4 to %d is wanted", o.QueueSize, virtio.MaxQueueSize)
+	case o.Workers < 1 || o.Workers > maxWorker:
+		return nil, refuse(name, nil, "%d workers: 1 to %d are possible", o.Workers, maxWorker)
+	case img.Size() <= 0 || img.Size()%SectorSize != 0:
+		return nil, refuse(name, nil, "a size of %d bytes is no multiple of %d", img.Size(), SectorSize)
+	}
+	limiter, err := NewLimiter(o.Limits, nil)
+	if err != nil {
+		return nil, refuse(name, err, "%v", err)
+	}
+	config, features := describe(img, o.Queues, o.QueueSize)
+	space, err := virtio.NewConfigSpace(config)
+	if err != nil {
+		return nil, fmt.Errorf("block: %w", err)
+	}
+	d := &Device{ConfigSpace: space, img: img, opts: o, features: features, limiter: limiter, log: o.Logger}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	return d, nil
+}
+
+func closeImage(img Image) error {
+	if c, ok := img.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+// Type implements virtio.Device.
+func (*Device) Type() virtio.Type { return virtio.TypeBlock }
+
+// Features implements virtio.Device.
+func (d *Device) Features() uint64 { return d.features }
+
+// QueueSizes implements virtio.Device.
+func (d *Device) QueueSizes() []uint16 {
+	sizes := make([]uint16, d.opts.Queues)
+	for i := range sizes {
+		sizes[i] = d.opts.QueueSize
+	}
+	return sizes
+}
+
+// State implements virtio.Device.
+func (d *Device) State() any { return State{Capacity: d.capacity()} }
+
+func (d *Device) capacity() uint64 {
+	var b [8]byte
+	d.ReadConfig(0, b[:])
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+// Refresh looks again how large the image is and tells the guest. A disk whose
+// image can't say keeps its size.
+func (d *Device) Refresh() error {
+	r, ok := d.img.(Refresher)
+	if !ok {
+		return nil
+	}
+	size, err := r.Refresh()
+	if err != nil {
+		return err
+	}
+	sectors := uint64(size) / SectorSize
+	if sectors == d.capacity() {
+		return nil
+	}
+	d.Update(func(b []byte) { binary.LittleEndian.PutUint64(b, sectors) })
+	d.mu.Lock()
+	changed := d.changed
+	d.mu.Unlock()
+	if changed != nil {
+		changed()
+	}
+	return nil
+}
+
+// Activate implements virtio.Device.
+func (d *Device) Activate(a virtio.Activation) error {
+	d.mu.Lock()
+	d.changed = a.ConfigChanged
+	d.mu.Unlock()
+	for _, q := range a.Queues {
+		if q == nil {
+			continue
+		}
+		for range d.opts.Workers {
+			w := newWorker(d, q, a)
+			d.work.Go(w.run)
+		}
+	}
+	return nil
+}
+
+// Reset implements virtio.Device.
+func (d *Device) Reset() {
+	d.mu.Lock()
+	d.changed = nil
+	d.mu.Unlock()
+	d.work.Wait()
+}
+
+// Close closes the image. The device is not in use any more.
+func (d *Device) Close() error { return closeImage(d.img) }
+
+// muffle lets one event a second through and counts the others.
+type muffle struct {
+	next  atomic.Int64 // when the next may pass, in nanoseconds since 1970
+	count atomic.Uint64
+}
+
+// pass reports whether an event at now may pass, and how many were held back
+// since the last that did.
+func (m *muffle) pass(now time.Time) (held uint64, ok bool) {
+	t := now.UnixNano()
+	next := m.next.Load()
+	if t < next || !m.next.CompareAndSwap(next, t+int64(time.Second)) {
+		m.count.Add(1)
+		return 0, false
+	}
+	return m.count.Swap(0), true
+}
+
+// failed logs that the image has failed a request.
+func (d *Device) failed(what string, sector uint64, err error) {
+	if held, ok := d.muffled.pass(time.Now()); ok {
+		d.log.Warn("disk: request failed", "disk", d.opts.Name, "request", what, "sector", sector, "error", err, "unreported", held)
+	}
+}

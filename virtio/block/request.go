@@ -1,0 +1,248 @@
+package block
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+
+	"github.com/vole-vmm/vole/virtio"
+)
+
+// Request types (VIRTIO 1.2, 5.2.6).
+const (
+	RequestIn          = 0
+	RequestOut         = 1
+	RequestFlush       = 4
+	RequestGetID       = 8
+	RequestDiscard     = 11
+	RequestWriteZeroes = 13
+)
+
+// Values of a request's status byte.
+const (
+	StatusOK          = 0
+	StatusIOError     = 1
+	StatusUnsupported = 2
+)
+
+const (
+	headerSize = 16 // type, reserved, sector
+	rangeSize  = 16 // sector, number of sectors, flags
+	flagUnmap  = 1
+)
+
+// Reasons for a status that is not OK. They cost nothing to return: a hostile
+// guest may ask for them all day.
+var (
+	errUnsupported = errors.New("unknown request or flag")
+	errMalformed   = errors.New("malformed request")
+	errStopped     = errors.New("the device was reset")
+)
+
+// worker works on the requests of a queue, one at a time; several share it. The
+// goroutine that the bell has woken takes a request, wakes the next if there are
+// more, and does the work itself: a lone request is never handed on.
+type worker struct {
+	d         *Device
+	q         *virtio.Queue
+	c         *virtio.Chain
+	fail      func(error)
+	flushEach bool // the driver did not take FLUSH: a write is done when it is stable
+	lone      bool // there is no other worker
+	header    [headerSize]byte
+	id        [MaxSerial]byte
+	ranges    [maxRanges * rangeSize]byte
+}
+
+func newWorker(d *Device, q *virtio.Queue, a virtio.Activation) *worker {
+	w := &worker{d: d, q: q, c: virtio.NewChain(q), fail: a.Fail, lone: d.opts.Workers == 1}
+	if _, ok := d.img.(Flusher); ok {
+		w.flushEach = a.Features&FeatureFlush == 0
+	}
+	copy(w.id[:], d.opts.Serial)
+	return w
+}
+
+func (w *worker) run() {
+	for w.q.Wait() {
+		for w.q.Pop(w.c) {
+			if !w.lone && w.q.Pending() {
+				w.q.Wake()
+			}
+			w.serve()
+			w.q.Push(w.c)
+			w.q.Signal()
+		}
+	}
+}
+
+// serve does what the chain asks for and writes its status, the last byte that
+// is the device's (rule 16).
+func (w *worker) serve() {
+	status := w.c.Trailer(1)
+	if status == nil {
+		w.fail(fmt.Errorf("block: %w: a request without a byte for its status", virtio.ErrBroken))
+		return
+	}
+	if w.c.Read(w.header[:]) < headerSize {
+		status[0] = StatusIOError
+		w.c.WroteTrailer(1)
+		return
+	}
+	kind := binary.LittleEndian.Uint32(w.header[:])
+	sector := binary.LittleEndian.Uint64(w.header[8:])
+	err := w.do(kind, sector)
+	switch {
+	case err == nil:
+		status[0] = StatusOK
+	case err == errUnsupported, errors.Is(err, errors.ErrUnsupported):
+		status[0] = StatusUnsupported
+	default:
+		status[0] = StatusIOError
+		// What the guest got wrong is the guest's to report.
+		if err != errMalformed && err != errStopped && err != ErrReadOnly {
+			w.d.failed(requestName(kind), sector, err)
+		}
+	}
+	w.c.WroteTrailer(1)
+}
+
+func requestName(kind uint32) string {
+	switch kind {
+	case RequestIn:
+		return "read"
+	case RequestOut:
+		return "write"
+	case RequestFlush:
+		return "flush"
+	case RequestDiscard:
+		return "discard"
+	case RequestWriteZeroes:
+		return "write zeroes"
+	}
+	return "other"
+}
+
+func (w *worker) do(kind uint32, sector uint64) error {
+	img := w.d.img
+	switch kind {
+	case RequestIn:
+		off, err := w.span(sector, w.c.WritableLen())
+		if err != nil {
+			return err
+		}
+		n, err := ReadVec(img, w.c.Writable(), off)
+		w.c.Wrote(uint64(max(n, 0)))
+		return err
+	case RequestOut:
+		if w.d.features&FeatureReadOnly != 0 {
+			return ErrReadOnly
+		}
+		off, err := w.span(sector, w.c.ReadableLen())
+		if err != nil {
+			return err
+		}
+		if _, err = WriteVec(img, w.c.Readable(), off); err == nil && w.flushEach {
+			err = img.(Flusher).Flush()
+		}
+		return err
+	case RequestFlush:
+		f, ok := img.(Flusher)
+		if !ok {
+			return nil // there is nothing to flush
+		}
+		return f.Flush()
+	case RequestGetID:
+		w.c.Write(w.id[:])
+		return nil
+	case RequestDiscard, RequestWriteZeroes:
+		return w.clear(kind)
+	}
+	return errUnsupported
+}
+
+// span checks a transfer of n bytes at a sector against the disk, waits for the
+// rate limit, and returns its offset in the image.
+func (w *worker) span(sector, n uint64) (int64, error) {
+	size := uint64(w.d.img.Size())
+	if n == 0 || n%SectorSize != 0 || n > math.MaxInt64 {
+		return 0, errMalformed
+	}
+	// Compared in sectors, nothing can wrap.
+	if have := size / SectorSize; sector > have || n/SectorSize > have-sector {
+		return 0, errMalformed
+	}
+	if w.d.limiter.Wait(w.q.Stopped(), 1, int64(n)) != nil {
+		return 0, errStopped
+	}
+	return int64(sector * SectorSize), nil
+}
+
+// clear carries out DISCARD and WRITE_ZEROES: all ranges are checked before the
+// first is touched (5.2.6.2).
+func (w *worker) clear(kind uint32) error {
+	zeroes := kind == RequestWriteZeroes
+	want := FeatureDiscard
+	if zeroes {
+		want = FeatureWriteZeroes
+	}
+	switch n := w.c.ReadableLen(); {
+	case w.d.features&FeatureReadOnly != 0:
+		return ErrReadOnly
+	case w.d.features&want == 0:
+		return errUnsupported
+	case n == 0 || n%rangeSize != 0 || n > uint64(len(w.ranges)):
+		return errMalformed
+	}
+	list := w.ranges[:w.c.Read(w.ranges[:])]
+	have := uint64(w.d.img.Size()) / SectorSize
+	for at := 0; at < len(list); at += rangeSize {
+		r := decodeRange(list[at:])
+		switch {
+		case r.flags&^flagUnmap != 0 || r.flags != 0 && !zeroes:
+			return errUnsupported
+		case r.count > maxRangeSectors || r.sector > have || r.count > have-r.sector:
+			return errMalformed
+		}
+	}
+	for at := 0; at < len(list); at += rangeSize {
+		r := decodeRange(list[at:])
+		if r.count == 0 {
+			continue
+		}
+		if w.d.limiter.Wait(w.q.Stopped(), 1, 0) != nil {
+			return errStopped
+		}
+		off, n := int64(r.sector*SectorSize), int64(r.count*SectorSize)
+		var err error
+		if zeroes {
+			err = w.d.img.(ZeroWriter).WriteZeroes(off, n, r.flags&flagUnmap != 0)
+		} else if err = w.d.img.(Discarder).Discard(off, n); errors.Is(err, errors.ErrUnsupported) {
+			err = nil // a hint that this storage can't take; the guest need not know
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if w.flushEach {
+		return w.d.img.(Flusher).Flush()
+	}
+	return nil
+}
+
+type sectorRange struct {
+	sector, count uint64
+	flags         uint32
+}
+
+func decodeRange(b []byte) sectorRange {
+	return sectorRange{
+		sector: binary.LittleEndian.Uint64(b),
+		count:  uint64(binary.LittleEndian.Uint32(b[8:])),
+		flags:  binary.LittleEndian.Uint32(b[12:]),
+	}
+}
+
+var _ io.Closer = (*Device)(nil)
