@@ -153,8 +153,11 @@ func TestPlugAssigns(t *testing.T) {
 
 	g := NewFunction(testID)
 	require.NoError(t, g.AddBAR(0, BAR{Size: 0x1000}))
+	require.NoError(t, g.AddBAR(1, BAR{Size: 0x1000, Wide: true}))
 	dev = m.plugIn(t, g)
 	assert.Equal(t, uint32(0xd0020000), m.get(dev, 0x10, 4))
+	assert.Equal(t, uint32(0x00000004), m.get(dev, 0x14, 4))
+	assert.Equal(t, uint32(0x44), m.get(dev, 0x18, 4))
 }
 
 func TestPlugErrors(t *testing.T) {

@@ -213,6 +213,9 @@ func TestMSIXProgramming(t *testing.T) {
 		{"function mask lifted again", func() { b.control(0x8000) }, []string{"0 unmask", "1 unmask"}},
 		{"disabled", func() { b.control(0) }, []string{"0 mask", "1 mask"}},
 		{"enabled again", func() { b.control(0x8000) }, []string{"0 unmask", "1 unmask"}},
+		{"across two entries", func() { b.f.bars[0].handler.Write(12, []byte{1, 0, 0, 0, 0, 0x50, 0xe0, 0xfe}) },
+			[]string{"0 mask", "1 program 0xfee05000 0x41"}},
+		{"unmasked after that", func() { b.entry(0, 12, 0) }, []string{"0 unmask"}},
 		{"reset", b.x.Reset, []string{"0 mask", "1 mask"}},
 	}
 	for _, s := range steps {
@@ -341,6 +344,7 @@ func TestMSIXHostFails(t *testing.T) {
 
 			b.src.fail = nil
 			b.entry(0, 12, 1)
+			assert.Equal(t, tt.off, b.src.take(), "masked, if that was refused")
 			b.entry(0, 12, 0)
 			b.x.Trigger(0)
 			assert.Equal(t, 1, b.sent(0))

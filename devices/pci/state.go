@@ -156,7 +156,7 @@ func (m *MSIX) state() MSIXState {
 	return s
 }
 
-// setState disables everything, and then enables it with what was pending.
+// setState disables everything, so that nothing from before stays pending, and then enables what s does.
 func (m *MSIX) setState(s *MSIXState) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -164,17 +164,10 @@ func (m *MSIX) setState(s *MSIXState) {
 	for i, e := range s.Table {
 		m.setEntry(i, e)
 	}
-	control := s.Control & msixWritable
-	m.setControl(control &^ msixEnable)
-	if m.closed || control&msixEnable == 0 {
-		return
-	}
-	// Masked as a whole, vectors take what was pending and keep it.
-	m.setControl(control | msixFunctionMask)
+	m.setControl(s.Control & msixWritable)
 	for i, e := range s.Table {
-		if e.Pending {
+		if e.Pending && m.enabled.Load() {
 			m.vectors[i].v.Trigger()
 		}
 	}
-	m.setControl(control)
 }
