@@ -69,6 +69,9 @@ type Function struct {
 	paused bool
 	reset  chan struct{} // not nil while a reset is under way; closed at its end
 	closed bool
+	ended  <-chan struct{} // closed when Close's reset is complete; not nil from Close on
+
+	bellsClosed sync.Once
 }
 
 // registers is the state that the driver sees, apart from the device's own.
@@ -109,9 +112,11 @@ func NewFunction(cfg FunctionConfig) (*Function, error) {
 
 func (f *Function) closeBells() error {
 	var errs []error
-	for _, b := range f.bells {
-		errs = append(errs, b.Close())
-	}
+	f.bellsClosed.Do(func() {
+		for _, b := range f.bells {
+			errs = append(errs, b.Close())
+		}
+	})
 	return errors.Join(errs...)
 }
 
@@ -397,8 +402,9 @@ func (f *Function) endReset() {
 	}
 }
 
-// Pause stops the device from taking requests and waits until none is in
-// flight: then nothing in guest memory changes. The error is ctx's; the device
+// Pause stops the device from taking requests and waits until none is in flight
+// and the driver was told of each: then nothing changes, neither in guest memory
+// nor in the transport's registers. The error is ctx's; the device
 // is paused all the same. A reset while paused is carried out, an activation
 // waits with its requests for Resume.
 func (f *Function) Pause(ctx context.Context) error {
@@ -437,22 +443,25 @@ func (f *Function) Resume() {
 
 // Close resets the device for good and waits for its end, at most until ctx is
 // done: then the error says so, and the device may still write to guest memory.
+// A later Close waits again; once one has returned nil it is over.
 func (f *Function) Close(ctx context.Context) error {
 	f.mu.Lock()
-	if f.closed {
-		f.mu.Unlock()
+	if !f.closed {
+		f.ended = f.beginReset()
+		f.closed = true
+	}
+	ended := f.ended
+	f.mu.Unlock()
+	if ended == nil { // discarded
 		return nil
 	}
-	done := f.beginReset()
-	f.closed = true
-	f.mu.Unlock()
 	select {
-	case <-done:
+	case <-ended:
 		return f.closeBells()
 	default:
 	}
 	select {
-	case <-done:
+	case <-ended:
 		return f.closeBells()
 	case <-ctx.Done():
 		return fmt.Errorf("virtio: %v: requests are still in flight: %w", f.dev.Type(), ctx.Err())

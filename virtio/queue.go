@@ -77,12 +77,13 @@ type Queue struct {
 	desc, avail, used []byte
 
 	mu        sync.Mutex
-	idle      sync.Cond // on mu: inflight is 0, or held has changed
+	idle      sync.Cond // on mu: the queue may be idle
 	next      uint16    // of the available ring
 	seen      uint16    // avail.idx as last loaded: entries before it may be taken
 	done      uint16    // of the used ring
 	told      uint16    // done, when the driver was last told or decided against it
 	inflight  int       // popped and not pushed
+	raising   int       // calls of raise under way
 	quiet     bool      // used.flags has NO_NOTIFY
 	held      bool      // paused
 	stopped   bool
@@ -210,14 +211,12 @@ func (q *Queue) look() (bool, error) {
 }
 
 // Push gives a chain back, with the number of bytes written to it from the
-// first writable one on (rule 14). [Queue.Signal] tells the driver.
+// first writable one on (rule 14). A [Queue.Signal] must follow, after this or
+// more of them: until it has told the driver, the queue can't be paused.
 func (q *Queue) Push(c *Chain) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.inflight--
-	if q.inflight == 0 {
-		q.idle.Broadcast()
-	}
 	e := q.used[ringElements+usedElement*int(q.done&(q.size-1)):]
 	binary.LittleEndian.PutUint64(e, uint64(c.head)|uint64(c.written)<<32)
 	q.done++
@@ -243,11 +242,22 @@ func (q *Queue) Signal() {
 	default:
 		want = Load16(q.avail, ringFlags)&availNoInterrupt == 0
 	}
-	q.mu.Unlock()
 	if want {
+		q.raising++
+		q.mu.Unlock()
 		q.raise()
+		q.mu.Lock()
+		q.raising--
 	}
+	if !q.busy() {
+		q.idle.Broadcast()
+	}
+	q.mu.Unlock()
 }
+
+// busy reports whether there are requests that the driver has not been told the
+// end of. It is called under mu.
+func (q *Queue) busy() bool { return q.inflight > 0 || q.told != q.done || q.raising > 0 }
 
 // needEvent reports whether an index that went from old to now has passed the
 // one that the other side waits for (section 2.7.10).
@@ -270,7 +280,7 @@ func (q *Queue) State() QueueState {
 	return QueueState{Next: q.next, Used: q.done}
 }
 
-// hold stops Pop and waits until nothing is in flight; the error is ctx's.
+// hold stops Pop and waits until the queue is idle; the error is ctx's.
 func (q *Queue) hold(ctx context.Context) error {
 	q.mu.Lock()
 	q.held = true
@@ -278,7 +288,7 @@ func (q *Queue) hold(ctx context.Context) error {
 	return q.drain(ctx)
 }
 
-// drain waits until nothing is in flight.
+// drain waits until the queue is idle.
 func (q *Queue) drain(ctx context.Context) error {
 	end := context.AfterFunc(ctx, func() {
 		q.mu.Lock()
@@ -288,9 +298,9 @@ func (q *Queue) drain(ctx context.Context) error {
 	defer end()
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for q.inflight > 0 {
+	for q.busy() {
 		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("virtio: queue %d: %d requests in flight: %w", q.index, q.inflight, err)
+			return fmt.Errorf("virtio: queue %d: requests are still in flight: %w", q.index, err)
 		}
 		q.idle.Wait()
 	}
