@@ -86,7 +86,7 @@ demo: build rig ## boot a stock kernel to the built-in guest's report
 	bin/nested -timeout 3m -- bin/vole run --timeout 2m --kernel @kernel --append quiet
 
 # `make test` takes at most 20 minutes on 2 cores once its packages are there:
-# the bounds of its parts, which are 4, 6 and 9 minutes, add up to 19. Go's
+# the bounds of its parts, which are 4, 6 and 9.5 minutes, add up to 19.5. Go's
 # -timeout is for one package, and shorter, so that it can show what hangs.
 within = timeout --verbose --foreground -k 10s $(1)
 
@@ -97,7 +97,7 @@ test: need-gcc build rig deps ## everything that CI runs: lint, units, payloads 
 	@echo "== units and payloads$(if $(REQUIRE_KVM), on /dev/kvm,: no /dev/kvm that can be opened)"
 	@eval "$$(bin/nested -unit-env)"; $(REQUIRE_KVM) $(call within,6m) $(GOTEST) $(RACE) -timeout 4m ./...
 	@echo "== guests"
-	@CGO_ENABLED=0 $(call within,9m) $(GOTEST) -p 1 -timeout 7m30s $(RIG) $(GUESTS)
+	@CGO_ENABLED=0 $(call within,9m30s) $(GOTEST) -p 1 -timeout 8m $(RIG) $(GUESTS)
 
 .PHONY: unit
 unit: need-go rig ## unit tests alone, without the race detector: quick
