@@ -24,6 +24,8 @@ var excusedWarnings = []excuse{
 var emulatedWarnings = []excuse{
 	{`(Unstable clock detected, switching default tracing clock to "global"|If you want to keep using the local clock, then add:|  "trace_clock=local"|on the kernel command line)$`,
 		"the emulated host has no stable TSC, so KVM offers no stable clock"},
+	{`clocksource: Long readout interval, skipping watchdog check: cs_nsec: \d+ wd_nsec: \d+$`,
+		"the kernel's check of its clocks, due each half second, came half a second late, by both clocks alike"},
 	{`clocksource: (timekeeping watchdog on CPU\d+: Marking clocksource 'tsc' as unstable| +'(kvm-clock|tsc)' | +Clocksource 'tsc' skewed )|hrtimer: interrupt took \d+ ns$`,
 		"the emulated host's processors do not tick evenly under load"},
 }
