@@ -49,8 +49,8 @@ var mayImport = map[string][]string{
 // mayImportDirectly narrows mayImport where what comes along is not to be
 // named.
 var mayImportDirectly = map[string][]string{
-	"vmm/spec": {"vmm", "memory", "boot", "boot/", "virtio/"},
-	"cmd/vole": {"vmm", "vmm/spec", "memory", "boot", "boot/", "guest"},
+	"vmm/spec": {"vmm", "memory", "boot", "boot/", "virtio", "virtio/"},
+	"cmd/vole": {"vmm", "vmm/spec", "memory", "boot", "boot/", "guest", "virtio"},
 }
 
 // unsafePackages may hold files named *_unsafe.go.

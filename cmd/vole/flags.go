@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -30,7 +31,7 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 	}
 	text("kernel", "k", "FILE", "the kernel to boot: a bzImage or an ELF vmlinux (default: the running kernel's image)",
 		func(m *spec.Machine, s string) { m.Kernel = s })
-	text("initrd", "i", "FILE", "the initial RAM disk (default: the built-in guest, which prints what it sees and powers off)",
+	text("initrd", "i", "FILE", "the initial RAM disk (default: none with --disk, else the built-in guest, which prints what it sees and powers off)",
 		func(m *spec.Machine, s string) { m.Initrd = s })
 	text("append", "a", "WORDS", "words to add to the kernel command line",
 		func(m *spec.Machine, s string) { m.Append = s })
@@ -52,6 +53,18 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 		func(m *spec.Machine, s string) { m.MemoryBacking = s })
 	text("huge-pages", "", "WAY", "the host's pages for the guest's memory: advise (transparent huge pages), never, or reserved (from the hugetlb pool)",
 		func(m *spec.Machine, s string) { m.HugePages = s })
+	fs.Var(&each{kind: "DISK", set: func(s string) error {
+		d, err := spec.ParseDisk(s)
+		f.given = append(f.given, func(m *spec.Machine) { m.Disks = append(m.Disks, d) })
+		return err
+	}}, "disk", "a disk, the first one being the guest's vda (repeatable): "+spec.DiskUsage)
+	text("transport", "", "WAY", "how the guest reaches its virtio devices: pci (default) or mmio",
+		func(m *spec.Machine, s string) { m.Transport = s })
+	fs.BoolFunc("rng", "give the guest a source of entropy", func(s string) error {
+		on, err := parseBool(s)
+		f.given = append(f.given, func(m *spec.Machine) { m.RNG = on })
+		return err
+	})
 	fs.BoolFunc("pit", "give the guest an i8254 timer", func(s string) error {
 		on, err := parseBool(s)
 		f.given = append(f.given, func(m *spec.Machine) { m.PIT = on })
@@ -60,7 +73,8 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 	fs.Var(&once{kind: "FILE", set: func(s string) error { f.config = s; return nil }}, "config",
 		"a machine in JSON, with these flags' long names as keys; flags win over it")
 
-	completeFiles(cmd, "kernel", "initrd", "console", "config")
+	completeFiles(cmd, "kernel", "initrd", "console", "config", "disk")
+	completeWords(cmd, "transport", "pci", "mmio")
 	completeWords(cmd, "boot", "auto", "vmlinux", "bzimage")
 	completeWords(cmd, "on-reset", "exit", "restart")
 	completeWords(cmd, "memory-backing", "memfd", "anonymous")
@@ -120,6 +134,22 @@ func (o *once) Set(s string) error {
 	}
 	o.given, o.text = true, s
 	return o.set(s)
+}
+
+// each is the value of a flag that may be given any number of times.
+type each struct {
+	kind string
+	set  func(string) error
+	text []string
+}
+
+func (e *each) String() string { return strings.Join(e.text, " ") }
+func (e *each) Type() string   { return e.kind }
+
+// Set takes one more.
+func (e *each) Set(s string) error {
+	e.text = append(e.text, s)
+	return e.set(s)
 }
 
 func parseBool(s string) (bool, error) {

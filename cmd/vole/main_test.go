@@ -100,7 +100,7 @@ func TestBadUsage(t *testing.T) {
 	empty := file(t, "empty", nil)
 	text := file(t, "text", []byte(strings.Repeat("not a kernel\n", 1000)))
 	config := file(t, "machine.json", []byte(`{"kernel": "k", "memory": "1X"}`))
-	unknown := file(t, "unknown.json", []byte(`{"disk": "d"}`))
+	unknown := file(t, "unknown.json", []byte(`{"dish": "d"}`))
 	kernel := file(t, "kernel", payload(powerOff()))
 	for name, tc := range map[string]struct {
 		args []string
@@ -109,7 +109,7 @@ func TestBadUsage(t *testing.T) {
 		"unknown command":       {[]string{"frob"}, []string{"vole: ", `"frob"`}},
 		"unknown flag":          {[]string{"run", "--frob"}, []string{"vole: run: ", "--frob"}},
 		"unknown short flag":    {[]string{"run", "-z"}, []string{"'z'"}},
-		"a device not there":    {[]string{"run", "--disk", "d"}, []string{"--disk"}},
+		"a device not there":    {[]string{"run", "--net", "user"}, []string{"--net"}},
 		"argument":              {[]string{"run", "vmlinuz"}, []string{`unexpected argument "vmlinuz"`}},
 		"kernel twice":          {[]string{"run", "--kernel", "a", "-k", "b"}, []string{"--kernel: given more than once"}},
 		"memory twice":          {[]string{"run", "-m", "1G", "-m", "1G"}, []string{"--memory: given more than once"}},
@@ -133,7 +133,7 @@ func TestBadUsage(t *testing.T) {
 		"on reset":              {[]string{"run", "-k", kernel, "--on-reset", "x"}, []string{"--on-reset"}},
 		"no such config":        {[]string{"run", "--config", "/nowhere.json"}, []string{"--config", "/nowhere.json"}},
 		"value in config":       {[]string{"run", "--config", config}, []string{"--config", config, "memory", `"1X"`}},
-		"key in config":         {[]string{"run", "--config", unknown}, []string{unknown, `"disk"`}},
+		"key in config":         {[]string{"run", "--config", unknown}, []string{unknown, `"dish"`}},
 		"pit":                   {[]string{"run", "--pit=maybe"}, []string{"--pit", `"maybe"`}},
 		"kernel subcommand":     {[]string{"kernel", "push"}, []string{"vole: kernel: ", `"push"`}},
 		"kernel path":           {[]string{"kernel", "path", "a", "b"}, []string{`"b"`}},

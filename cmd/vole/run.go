@@ -62,6 +62,7 @@ func newRun() *cobra.Command {
 		Long:  runLong + "\n\nExit codes:\n" + runExitCodes,
 		Example: `  vole run
   vole run -k vmlinuz -i initrd.img -m 1G -c 2 -a 'quiet single'
+  vole run -k vmlinuz --disk root.img,serial=root -a 'root=/dev/vda rw'
   vole run -k vmlinuz -i initrd.img --timeout 60s --report run.json </dev/null >console.log`,
 		Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return f.run() },
@@ -83,6 +84,7 @@ func (f *runFlags) run() error {
 	ignoreStops()
 	s := &session{
 		cfg:     cfg,
+		machine: machine,
 		restart: machine.Restart(),
 		console: machine.Console,
 		report:  reportFile{path: f.report},
@@ -117,7 +119,7 @@ func (f *runFlags) complete(s *session) error {
 		}
 		s.cfg.Kernel = k.Path
 	}
-	if s.cfg.Initrd == "" {
+	if s.cfg.Initrd == "" && len(s.machine.Disks) == 0 {
 		// Not os.Executable: this one is still there when the file has been replaced.
 		archive, err := guest.Archive("/proc/self/exe")
 		if err != nil {

@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/vole-vmm/vole/boot/kernel"
+	"github.com/vole-vmm/vole/virtio"
 	"github.com/vole-vmm/vole/vmm"
+	"github.com/vole-vmm/vole/vmm/spec"
 )
 
 // A guest that resets this soon, this often in a row, would do so for ever.
@@ -23,6 +25,7 @@ const (
 // all ends.
 type session struct {
 	cfg     vmm.Config
+	machine spec.Machine // what cfg was made of, for its devices
 	restart bool
 	console string // a file instead of stdout, or ""
 	report  reportFile
@@ -85,7 +88,7 @@ func (s *session) machines(ctx context.Context) error {
 		} else if s.cfg.Timeout > 0 {
 			s.cfg.Timeout = max(time.Until(deadline), time.Nanosecond)
 		}
-		exit, err := s.machine(ctx)
+		exit, err := s.once(ctx)
 		if err != nil {
 			return err
 		}
@@ -103,8 +106,18 @@ func (s *session) machines(ctx context.Context) error {
 	}
 }
 
-// machine makes one machine, runs it and takes it down.
-func (s *session) machine(ctx context.Context) (exit vmm.Exit, err error) {
+// devices opens the disks and makes the rest of the virtio devices.
+func (s *session) devices() ([]virtio.Device, error) {
+	list, err := s.machine.Devices(s.log)
+	var field *spec.FieldError
+	if errors.As(err, &field) {
+		return nil, &usageError{fmt.Errorf("--%s: %w", field.Field, field.Err)}
+	}
+	return list, err
+}
+
+// once makes one machine, runs it and takes it down.
+func (s *session) once(ctx context.Context) (exit vmm.Exit, err error) {
 	if err := s.openStreams(); err != nil {
 		return exit, err
 	}
@@ -112,7 +125,10 @@ func (s *session) machine(ctx context.Context) (exit vmm.Exit, err error) {
 	if s.in != nil {
 		s.cfg.ConsoleIn = s.input()
 	}
-	m, err := vmm.New(s.cfg)
+	if s.cfg.Devices, err = s.devices(); err != nil {
+		return exit, err
+	}
+	m, err := vmm.New(s.cfg) // the devices are its own from here on
 	if err != nil {
 		if errors.Is(err, vmm.ErrKVM) {
 			err = fmt.Errorf("%w (`vole doctor` says more)", err)

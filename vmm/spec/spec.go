@@ -47,6 +47,12 @@ type Machine struct {
 	HugePages     string `json:"huge-pages,omitempty"`
 	PIT           bool   `json:"pit,omitempty"`
 
+	// Disks are the guest's disks: the first is vda. RNG gives it a source of entropy. Transport is
+	// "pci" or "mmio".
+	Disks     []Disk `json:"disk,omitempty"`
+	RNG       bool   `json:"rng,omitempty"`
+	Transport string `json:"transport,omitempty"`
+
 	// Timeout is a duration as [ParseTimeout] reads it.
 	Timeout Text `json:"timeout,omitempty"`
 	// Console is a file that gets the guest's output instead of stdout; OnReset is "exit" or
@@ -104,7 +110,7 @@ func Decode(r io.Reader) (Machine, error) {
 }
 
 // Config checks every value and returns the machine as package vmm takes it. An error is a
-// *FieldError. Whether the files are there and fit is for [vmm.Config.Validate] to say.
+// *FieldError. The virtio devices are not in it: [Machine.Devices] makes them. Whether the files are there and fit is for [vmm.Config.Validate] to say.
 func (m Machine) Config() (vmm.Config, error) {
 	c := vmm.Config{Kernel: m.Kernel, Initrd: m.Initrd, Cmdline: m.cmdline(), PIT: m.PIT}
 	var err error
@@ -132,10 +138,30 @@ func (m Machine) Config() (vmm.Config, error) {
 	if c.Huge, err = oneOf(m.HugePages, c.Huge, 2); err != nil {
 		return vmm.Config{}, &FieldError{"huge-pages", err}
 	}
+	if c.Transport, err = oneOf(m.Transport, c.Transport, vmm.TransportMMIO); err != nil {
+		return vmm.Config{}, &FieldError{"transport", err}
+	}
+	if n, most := m.numDevices(), c.Transport.MaxDevices(); n > most {
+		return vmm.Config{}, bad("disk", "%d devices are too many: %v has room for %d", n, c.Transport, most)
+	}
+	for _, d := range m.Disks {
+		if _, _, err := d.options(1); err != nil {
+			return vmm.Config{}, &FieldError{"disk", err}
+		}
+	}
 	if m.OnReset != "" && m.OnReset != onResetValues[0] && m.OnReset != onResetValues[1] {
 		return vmm.Config{}, bad("on-reset", "%q is not one of %s", m.OnReset, strings.Join(onResetValues, ", "))
 	}
 	return c, nil
+}
+
+// numDevices is how many virtio devices the machine has.
+func (m Machine) numDevices() int {
+	n := len(m.Disks)
+	if m.RNG {
+		n++
+	}
+	return n
 }
 
 // Restart says whether a guest that resets is to be started again.

@@ -23,9 +23,13 @@ func TestDecode(t *testing.T) {
 		"all": {
 			`{"kernel": "k", "initrd": "i", "cmdline": "console=ttyS1", "append": "quiet", "boot": "bzimage",
 			  "memory": "512M", "cpus": 2, "memory-backing": "memfd", "huge-pages": "never", "pit": true,
-			  "timeout": "30s", "console": "c", "on-reset": "restart"}` + "\n",
+			  "timeout": "30s", "console": "c", "on-reset": "restart", "transport": "mmio", "rng": true,
+			  "disk": [{"file": "d", "ro": true, "serial": "s", "format": "raw", "cache": "none", "cow": "memory", "queues": 2,
+			    "iops": 100, "iops-burst": "1K", "bps": "1M", "bps-burst": "2M"}]}` + "\n",
 			Machine{Kernel: "k", Initrd: "i", Cmdline: &line, Append: "quiet", Boot: "bzimage", Memory: "512M", CPUs: "2",
-				MemoryBacking: "memfd", HugePages: "never", PIT: true, Timeout: "30s", Console: "c", OnReset: "restart"},
+				MemoryBacking: "memfd", HugePages: "never", PIT: true, Timeout: "30s", Console: "c", OnReset: "restart",
+				Transport: "mmio", RNG: true, Disks: []Disk{{File: "d", ReadOnly: true, Serial: "s", Format: "raw", Cache: "none",
+					COW: "memory", Queues: "2", IOPS: "100", IOPSBurst: "1K", BPS: "1M", BPSBurst: "2M"}}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -41,7 +45,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"nothing":          {"", "empty"},
 		"no object":        {"[]", "array"},
 		"cut short":        {`{"kernel": "k"`, "unexpected EOF"},
-		"unknown key":      {`{"disk": "d"}`, `unknown field "disk"`},
+		"unknown key":      {`{"dish": "d"}`, `unknown field "dish"`},
 		"second value":     {`{} {}`, "behind the machine"},
 		"rubbish behind":   {`{} x`, "behind the machine"},
 		"wrong kind":       {`{"kernel": 1}`, "kernel: a JSON number where a string is wanted"},

@@ -1,0 +1,234 @@
+package spec
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"path/filepath"
+	"strings"
+
+	"github.com/vole-vmm/vole/virtio"
+	"github.com/vole-vmm/vole/virtio/block"
+	"github.com/vole-vmm/vole/virtio/rng"
+)
+
+// Disk is a disk in plain data: what stands behind --disk, and in a JSON file.
+type Disk struct {
+	// File is the path of a raw image, a block device or, if Format says so, a qcow2 image.
+	File     string `json:"file"`
+	ReadOnly bool   `json:"ro,omitempty"`
+	// Serial is what the guest finds in /sys/block/*/serial.
+	Serial string `json:"serial,omitempty"`
+	// Format is "raw" or "qcow2".
+	Format string `json:"format,omitempty"`
+	// Cache is "writeback", "writethrough" or "none".
+	Cache string `json:"cache,omitempty"`
+	// COW keeps what the guest writes apart from File, and drops it at the end: in "memory", or in
+	// a nameless sparse "file" in the directory for temporary files.
+	COW string `json:"cow,omitempty"`
+	// Queues is the number of queues; one for each vCPU is the default.
+	Queues Text `json:"queues,omitempty"`
+	// IOPS and BPS bound operations and bytes a second; IOPSBurst and BPSBurst are what an idle
+	// disk may do at once.
+	IOPS      Text `json:"iops,omitempty"`
+	IOPSBurst Text `json:"iops-burst,omitempty"`
+	BPS       Text `json:"bps,omitempty"`
+	BPSBurst  Text `json:"bps-burst,omitempty"`
+}
+
+// diskOption is a word behind the file of a disk: one with a value, or one that stands alone and
+// then has a value of its own.
+type diskOption struct {
+	name  string
+	alone string // what the bare word means; "" if it needs a value
+	set   func(d *Disk, v string) error
+}
+
+var diskOptions = []diskOption{
+	{"ro", "on", func(d *Disk, v string) (err error) { d.ReadOnly, err = onOff(v); return err }},
+	{"serial", "", func(d *Disk, v string) error { d.Serial = v; return nil }},
+	{"format", "", func(d *Disk, v string) error { d.Format = v; return nil }},
+	{"cache", "", func(d *Disk, v string) error { d.Cache = v; return nil }},
+	{"cow", cowFile, func(d *Disk, v string) error { d.COW = v; return nil }},
+	{"queues", "", func(d *Disk, v string) error { d.Queues = Text(v); return nil }},
+	{"iops", "", func(d *Disk, v string) error { d.IOPS = Text(v); return nil }},
+	{"iops-burst", "", func(d *Disk, v string) error { d.IOPSBurst = Text(v); return nil }},
+	{"bps", "", func(d *Disk, v string) error { d.BPS = Text(v); return nil }},
+	{"bps-burst", "", func(d *Disk, v string) error { d.BPSBurst = Text(v); return nil }},
+}
+
+func onOff(v string) (bool, error) {
+	switch v {
+	case "on":
+		return true, nil
+	case "off":
+		return false, nil
+	}
+	return false, fmt.Errorf("%q is neither on nor off", v)
+}
+
+// DiskUsage is the form that ParseDisk reads, for help texts.
+const DiskUsage = "FILE[,ro][,cow[=memory]][,serial=S][,format=raw|qcow2][,cache=writeback|writethrough|none][,queues=N][,iops=N][,bps=SIZE]"
+
+// ParseDisk reads a disk in the form of [DiskUsage]. A comma in the file's name is written twice.
+func ParseDisk(s string) (Disk, error) {
+	words := splitCommas(s)
+	d := Disk{File: words[0]}
+	if d.File == "" {
+		return Disk{}, fmt.Errorf("%q names no file: want %s", s, DiskUsage)
+	}
+	seen := map[string]bool{}
+	for _, word := range words[1:] {
+		name, value, valued := strings.Cut(word, "=")
+		var o *diskOption
+		for i := range diskOptions {
+			if diskOptions[i].name == name {
+				o = &diskOptions[i]
+			}
+		}
+		switch {
+		case o == nil:
+			return Disk{}, fmt.Errorf("%q: %q is no option of a disk: want %s (a comma in a file's name is written twice)", s, word, DiskUsage)
+		case seen[name]:
+			return Disk{}, fmt.Errorf("%q: %s is given more than once", s, name)
+		case !valued && o.alone == "":
+			return Disk{}, fmt.Errorf("%q: %s needs a value, as %s=...", s, name, name)
+		case !valued:
+			value = o.alone
+		case value == "":
+			return Disk{}, fmt.Errorf("%q: %s is empty", s, name)
+		}
+		seen[name] = true
+		if err := o.set(&d, value); err != nil {
+			return Disk{}, fmt.Errorf("%q: %s: %w", s, name, err)
+		}
+	}
+	return d, nil
+}
+
+// splitCommas splits at commas; two of them are one in a word.
+func splitCommas(s string) []string {
+	var words []string
+	var word strings.Builder
+	for i := 0; i < len(s); i++ {
+		switch {
+		case s[i] != ',':
+			word.WriteByte(s[i])
+		case i+1 < len(s) && s[i+1] == ',':
+			word.WriteByte(',')
+			i++
+		default:
+			words = append(words, word.String())
+			word.Reset()
+		}
+	}
+	return append(words, word.String())
+}
+
+const (
+	cowFile   = "file"
+	cowMemory = "memory"
+)
+
+// options checks every value of a disk and turns it into what package block takes.
+func (d Disk) options(cpus int) (block.OpenOptions, block.Options, error) {
+	open := block.OpenOptions{Path: d.File, Format: d.Format, ReadOnly: d.ReadOnly}
+	dev := block.Options{Serial: d.Serial, Name: d.File, Queues: min(max(cpus, 1), block.MaxQueues)}
+	fail := func(format string, args ...any) (block.OpenOptions, block.Options, error) {
+		return open, dev, fmt.Errorf("%s: %w", d.File, fmt.Errorf(format, args...))
+	}
+	var err error
+	switch {
+	case d.File == "":
+		return open, dev, errors.New("it names no file")
+	case len(d.Serial) > block.MaxSerial:
+		return fail("serial: %q has %d bytes, and %d have room", d.Serial, len(d.Serial), block.MaxSerial)
+	case d.Format != "" && d.Format != block.FormatRaw && d.Format != block.FormatQcow2:
+		return fail("format: %q is neither raw nor qcow2", d.Format)
+	}
+	switch d.COW {
+	case "":
+	case cowFile:
+		open.COW = block.COWFile
+	case cowMemory:
+		open.COW = block.COWMemory
+	default:
+		return fail("cow: %q is neither %s nor %s", d.COW, cowFile, cowMemory)
+	}
+	if d.Cache != "" {
+		if open.Cache, err = block.ParseCacheMode(d.Cache); err != nil {
+			return fail("cache: %w", err)
+		}
+	}
+	if d.Queues != "" {
+		n, ok := digits(string(d.Queues))
+		if !ok || n < 1 || n > block.MaxQueues {
+			return fail("queues: %q is not a whole number between 1 and %d", d.Queues, block.MaxQueues)
+		}
+		dev.Queues = int(n)
+	}
+	for _, r := range []struct {
+		name string
+		text Text
+		to   *int64
+	}{
+		{"iops", d.IOPS, &dev.Limits.Ops.PerSecond}, {"iops-burst", d.IOPSBurst, &dev.Limits.Ops.Burst},
+		{"bps", d.BPS, &dev.Limits.Bytes.PerSecond}, {"bps-burst", d.BPSBurst, &dev.Limits.Bytes.Burst},
+	} {
+		if r.text == "" {
+			continue
+		}
+		n, err := ParseSize(string(r.text))
+		if err != nil || n == 0 || n > math.MaxInt64 {
+			return fail("%s: %q is no rate: want a number above 0, or one with K, M or G", r.name, r.text)
+		}
+		*r.to = int64(n)
+	}
+	if err := dev.Limits.Validate(); err != nil {
+		return fail("%w", err)
+	}
+	return open, dev, nil
+}
+
+// Devices opens the disks and makes the virtio devices of the machine, in the order of their slots:
+// the disks, then the source of entropy. They are the caller's to close, which [vmm.New] does for those
+// of its Config. An error is a *FieldError, and nothing is open then. log receives the devices'
+// errors; nil is silent.
+func (m Machine) Devices(log *slog.Logger) (list []virtio.Device, err error) {
+	defer func() {
+		if err != nil {
+			for _, d := range list {
+				_ = d.(*block.Device).Close()
+			}
+			list = nil
+		}
+	}()
+	cpus := 1
+	if m.CPUs != "" {
+		if cpus, err = ParseCPUs(string(m.CPUs)); err != nil {
+			return nil, &FieldError{"cpus", err}
+		}
+	}
+	for _, d := range m.Disks {
+		open, opts, err := d.options(cpus)
+		if err != nil {
+			return list, &FieldError{"disk", err}
+		}
+		opts.Logger = log
+		opts.Name = filepath.Base(d.File)
+		img, err := block.Open(open)
+		if err != nil {
+			return list, &FieldError{"disk", err}
+		}
+		dev, err := block.New(img, opts)
+		if err != nil {
+			return list, &FieldError{"disk", err}
+		}
+		list = append(list, dev)
+	}
+	if m.RNG {
+		return append(list, rng.New(nil)), nil
+	}
+	return list, nil
+}
