@@ -82,6 +82,19 @@ func TestFileAgainstModel(t *testing.T) {
 	})
 }
 
+// TestCoarseBlocksAgainstModel has most requests cover blocks in part.
+func TestCoarseBlocksAgainstModel(t *testing.T) {
+	img, err := Open(OpenOptions{Path: newFile(t, 3<<20), Cache: NoCache})
+	if errors.Is(err, ErrImage) {
+		t.Skip("no O_DIRECT here: ", err)
+	}
+	require.NoError(t, err)
+	f := img.(*File)
+	defer f.Close()
+	f.direct = newDirect(4096, 4096)
+	checkAgainstModel(t, f, 3<<20, 400)
+}
+
 // checkAgainstModel does random operations on img, which reads as zeroes, and
 // on a slice.
 func checkAgainstModel(t *testing.T, img Image, size int64, rounds int) {

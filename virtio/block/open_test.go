@@ -326,6 +326,13 @@ func TestBlockDevice(t *testing.T) {
 				assertRefused(t, img, err, dev, "is in use")
 				img, err = Open(OpenOptions{Path: dev, ReadOnly: true})
 				assertRefused(t, img, err, dev, "is in use")
+				// A lock is on the node, the device may have others.
+				node := filepath.Join(t.TempDir(), "node")
+				var st unix.Stat_t
+				require.NoError(t, unix.Stat(dev, &st))
+				require.NoError(t, unix.Mknod(node, unix.S_IFBLK|0o600, int(st.Rdev)))
+				img, err = Open(OpenOptions{Path: node})
+				assertRefused(t, img, err, node, "is in use")
 
 				_, err = f.WriteAt(make([]byte, size), 0)
 				require.NoError(t, err)

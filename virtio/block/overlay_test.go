@@ -149,6 +149,16 @@ func TestOverlayDiscardMasks(t *testing.T) {
 	})
 }
 
+func TestOverlayDiscardsItsLastBlock(t *testing.T) {
+	const size = 64<<10 + 512
+	o := NewOverlay(constant{size, 5}, NewMemory(size))
+	require.NoError(t, o.Discard(0, size))
+	p := make([]byte, size)
+	_, err := o.ReadAt(p, 0)
+	require.NoError(t, err)
+	assert.Equal(t, make([]byte, size), p)
+}
+
 func TestOverlayFreesWhatIsDiscarded(t *testing.T) {
 	m := NewMemory(1 << 20)
 	o := NewOverlay(constant{1 << 20, 5}, m)
