@@ -472,6 +472,9 @@ func TestNoAllocations(t *testing.T) {
 			}
 		}{{"file", f}, {"memory", NewMemory(1 << 20)}, {"overlay", NewOverlay(f, NewMemory(1<<20))}} {
 			t.Run(o.name, func(t *testing.T) {
+				if _, err := o.img.WriteAt(aligned[:4096], 8192); err != nil {
+					t.Fatal(err)
+				}
 				for what, call := range map[string]func(){
 					"readv":  func() { _, _ = o.img.ReadvAt(bufs, 512) },
 					"writev": func() { _, _ = o.img.WritevAt(bufs, 512) },

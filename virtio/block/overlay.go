@@ -117,32 +117,37 @@ func (o *Overlay) ReadvAt(bufs [][]byte, off int64) (int, error) {
 	if err := o.check("read", off, total); err != nil {
 		return 0, err
 	}
-	var scratch *[][]byte
+	if total == 0 {
+		return 0, nil
+	}
+	end := (off+total-1)/overlayBlock + 1
+	n, written := o.written.run(off/overlayBlock, end)
+	if off/overlayBlock+n == end { // the usual case
+		return ReadVec(o.where(written), bufs, off)
+	}
+	part := o.vecs.get()
+	defer o.vecs.put(part)
 	for done := int64(0); done < total; {
 		at := off + done
 		first := at / overlayBlock
-		n, written := o.written.run(first, (off+total-1)/overlayBlock+1)
+		n, written := o.written.run(first, end)
 		piece := min((first+n)*overlayBlock-at, total-done)
-		part := bufs
-		if piece != total {
-			if scratch == nil {
-				scratch = o.vecs.get()
-				defer o.vecs.put(scratch)
-			}
-			*scratch = subVec((*scratch)[:0], bufs, done, piece)
-			part = *scratch
-		}
-		var from Image = o.base
-		if written {
-			from = o.upper
-		}
-		got, err := ReadVec(from, part, at)
+		*part = subVec((*part)[:0], bufs, done, piece)
+		got, err := ReadVec(o.where(written), *part, at)
 		if err != nil {
 			return int(done) + got, err
 		}
 		done += piece
 	}
 	return int(total), nil
+}
+
+// where is the image that has the blocks that are written, or not.
+func (o *Overlay) where(written bool) Image {
+	if written {
+		return o.upper
+	}
+	return o.base
 }
 
 // WritevAt implements [Vectored].
