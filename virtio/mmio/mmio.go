@@ -195,7 +195,10 @@ func (d *Device) Write(off uint64, p []byte) {
 	case InterruptACK:
 		d.interrupts.And(^v)
 	case DeviceStatus:
-		d.f.SetStatus(uint8(v))
+		// Only 0 resets, not bits that the status does not have.
+		if s := uint8(v); s != 0 || v == 0 {
+			d.f.SetStatus(s)
+		}
 	case QueueDescLow, QueueDescHigh:
 		d.f.SetQueueArea(sel, virtio.AreaDesc, off == QueueDescHigh, v)
 	case QueueDriverLow, QueueDriverHigh:
