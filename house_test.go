@@ -37,7 +37,6 @@ var mayImport = map[string][]string{
 	"virtio/mmio":            {"virtio", "memory", "devices", "devices/pci"},
 	"virtio/pci":             {"virtio", "memory", "devices", "devices/pci"},
 	"virtio/block":           {"virtio", "memory"},
-	"virtio/block/qcow2":     {"virtio", "memory", "virtio/block"},
 	"virtio/block/blocktest": {"virtio", "memory", "virtio/block"},
 	"virtio/rng":             {"virtio", "memory"},
 	"virtio/virtiotest":      {"virtio", "virtio/mmio", "virtio/pci", "memory", "devices", "devices/pci"},

@@ -24,6 +24,7 @@ const (
 	pciWindow64Size = 1 << 32 // above RAM
 	pciPorts        = 0xcf8
 	pciPortsSize    = 8
+	pciAddressSize  = 4 // of them, the address register
 
 	com1Port      = 0x3f8
 	com1Size      = 8

@@ -37,6 +37,7 @@ type Machine struct {
 	// a doorbell, 0 for any.
 	window64   pci.Range
 	bellLength uint32
+	coalesced  bool // KVM collects writes: see catchUp
 	console    *consoleWatch
 
 	entry boot.Entry

@@ -87,6 +87,7 @@ func (c *vcpu) settle() {
 		}
 		c.handle(reason)
 	}
+	c.catchUp()
 	// Only a guest with a kvm-clock can be told; it is to spare it soft
 	// lockup reports.
 	_ = c.kvm.KVMClockCtrl()
@@ -121,6 +122,9 @@ func (c *vcpu) port() {
 		c.count(exitPortOut)
 	} else {
 		c.count(exitPortIn)
+	}
+	if port >= pciPorts && port < pciPorts+pciPortsSize {
+		c.catchUp()
 	}
 	for i := range count {
 		p := data[i*size : (i+1)*size]

@@ -106,6 +106,7 @@ func (m *Machine) addBridge() error {
 		return fmt.Errorf("vmm: %w", err)
 	}
 	m.bridge, m.router = host, newMSIRouter(m.vm)
+	m.coalescePCI()
 	return errors.Join(
 		m.mmio.Add(ecamBase, host.ECAMSize(), "PCI configuration", host.ECAM()),
 		m.ports.Add(pciPorts, pciPortsSize, "PCI configuration", host.Ports()),

@@ -132,6 +132,7 @@ const (
 	ComponentCloud12 = "kernel-6.12-cloud"
 	ComponentBusybox = "busybox"
 	ComponentACPICA  = "acpica"
+	ComponentExt     = "e2fsprogs" // what makes and checks ext4
 	// Kernels of other architectures, which vole must refuse: the image alone.
 	ComponentI386  = "kernel-i386"
 	ComponentARM64 = "kernel-arm64"

@@ -48,6 +48,7 @@ func wants() []want {
 		{name: nested.ComponentCloud12, roots: []string{"linux-image-6.12-cloud-amd64"}, take: kernel, optional: true},
 		{name: nested.ComponentBusybox, roots: []string{"busybox-static"}, take: only("busybox-static")},
 		{name: nested.ComponentACPICA, roots: []string{"acpica-tools"}, take: all},
+		{name: nested.ComponentExt, roots: []string{"e2fsprogs"}, take: all},
 		{name: nested.ComponentI386, roots: []string{"linux-image-686"}, take: kernel, optional: true, arch: "i386", only: image},
 		{name: nested.ComponentARM64, roots: []string{"linux-image-cloud-arm64"}, take: kernel, optional: true, arch: "arm64", only: image},
 	}

@@ -12,7 +12,7 @@ func TestMain(m *testing.M) {
 	o := nested.Options{Assets: []string{
 		nested.AssetVole, nested.AssetBusybox,
 		nested.KernelDefault, nested.KernelCloud61, nested.KernelGeneric61, nested.KernelCloud612,
-	}, Files: append(buttonFiles(), moduleFiles(diskModules...)...)}
+	}, Files: append(buttonFiles(), diskFiles()...)}
 	if nested.CurrentSuite() != nested.SuiteTest {
 		o.Assets = append(o.Assets, nested.AssetQEMU) // the peer
 	}

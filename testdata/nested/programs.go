@@ -1,0 +1,55 @@
+package nested
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// programLibs is where a guest has the libraries of [Programs].
+const programLibs = "/lib/x86_64-linux-gnu"
+
+// Programs lists what a guest's initramfs needs to run programs of a component,
+// which are named by their paths in it ("sbin/mke2fs"): path in the guest, path
+// here. Besides the programs these are their libraries and their loader. The
+// paths here go into Options.Files.
+func Programs(component string, programs ...string) (map[string]string, error) {
+	dir, err := componentDir(component)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string]string{}
+	for _, p := range programs {
+		path, err := inTree(dir, p)
+		if err != nil {
+			return nil, notFetched(component, err.Error())
+		}
+		files["/"+p] = path
+		list, err := elfClosure(path, treeLibs(dir))
+		if err != nil {
+			return nil, err
+		}
+		for i, lib := range list {
+			if i > 0 {
+				files[filepath.Join(programLibs, filepath.Base(lib))] = lib
+				continue
+			}
+			// The interpreter: by the name that the program has for it.
+			if files[lib], err = treeLoader(dir); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return files, nil
+}
+
+// inTree finds a program where /bin, /sbin and /lib may have moved below /usr.
+func inTree(dir, name string) (string, error) {
+	for _, prefix := range []string{"", "usr"} {
+		path := filepath.Join(dir, prefix, name)
+		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("no program %s in %s", name, dir)
+}
