@@ -7,7 +7,8 @@ import (
 
 // Device is a device type: what a [Function] needs of it. The methods are
 // called one at a time, on vCPU threads and by the machine, except that
-// ReadConfig, WriteConfig and ConfigGeneration may be called at any time.
+// ReadConfig, WriteConfig, ConfigGeneration and State may be called at any time,
+// also during a reset.
 type Device interface {
 	// Type is the device type.
 	Type() Type
@@ -26,7 +27,9 @@ type Device interface {
 	// access to read.
 	ConfigGeneration() uint32
 	// Activate starts the device with what was negotiated. An error makes the
-	// Function say DEVICE_NEEDS_RESET.
+	// Function say DEVICE_NEEDS_RESET. The functions in Activation must not be
+	// called before it has returned, other than from the device's goroutines, and
+	// neither with a lock held that State takes.
 	Activate(Activation) error
 	// Reset ends what Activate began. The queues of the Activation are stopped
 	// already: their Wait reports false and their Pop finds nothing. When it

@@ -69,6 +69,7 @@ func TestResetWaitsForRequests(t *testing.T) {
 		assert.NotZero(t, d.Function.DriverFeatures())
 		c, _ := d.Function.Queue(0)
 		assert.EqualValues(t, 64, c.Size)
+		assert.Equal(t, running, d.Function.State().Status, "it can be asked")
 		n := d.ConfigIRQ.Count()
 		e.Activation().Fail(assert.AnError)
 		e.Activation().ConfigChanged()

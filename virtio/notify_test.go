@@ -1,6 +1,7 @@
 package virtio_test
 
 import (
+	"encoding/binary"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -195,6 +196,39 @@ func TestNoNotificationIsLost(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestLooksAgain: VIRTIO 1.2, section 2.7.10: behind its wish to be notified the
+// device looks at idx once more. Nothing can move idx at that moment but the
+// device itself, where a driver has laid the used ring over the available one:
+// the device's 0 in used.idx is then an idx that has gone back.
+func TestLooksAgain(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		e := virtiotest.NewEcho(t)
+		e.Manual = true
+		d := open(t, e)
+		d.Negotiate(0)
+		rings, b := d.Alloc(1024, 16)
+		desc, _ := d.Alloc(1024, 16)
+		d.Regs.QueueSize(0, 64)
+		d.Regs.QueueArea(0, virtio.AreaDesc, desc)
+		d.Regs.QueueArea(0, virtio.AreaAvail, rings)
+		d.Regs.QueueArea(0, virtio.AreaUsed, rings)
+		d.Regs.SetQueueReady(0, true)
+		d.DriverOK()
+		in := d.In(1)
+		table, err := d.Mem.Slice(desc, 16)
+		require.NoError(t, err)
+		binary.LittleEndian.PutUint64(table, in.GPA)
+		binary.LittleEndian.PutUint32(table[8:], 1)
+		virtio.Publish(b, 0, 1)
+
+		aq := e.Activation().Queues[0]
+		require.True(t, aq.Pop(virtio.NewChain(aq)))
+		assert.Equal(t, running, d.Regs.Status())
+		assert.False(t, aq.Pop(virtio.NewChain(aq)))
+		assert.Equal(t, running|virtio.StatusNeedsReset, d.Regs.Status())
+	})
 }
 
 // TestSpuriousNotifications: VIRTIO 1.2, section 2.7.10.2.
