@@ -214,9 +214,11 @@ func (m *Machine) free() error {
 		m.pressing.Lock()
 		defer m.pressing.Unlock()
 		var errs []error
-		if err := m.restDevices(); err != nil { // of a machine that never ran
-			m.restless = true
-			errs = append(errs, err)
+		if !m.restless { // which is known of a machine that ran
+			if err := m.restDevices(); err != nil {
+				m.restless = true
+				errs = append(errs, err)
+			}
 		}
 		for _, c := range m.vcpus {
 			errs = append(errs, c.kvm.Close())

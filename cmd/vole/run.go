@@ -16,8 +16,13 @@ import (
 const runLong = `Boot a kernel in a virtual machine and end with an exit code that says how the guest ended.
 
 Without --kernel it is the running kernel's own image, which must be readable: "vole kernel ls" shows
-whether it is. Without --initrd the guest is vole itself: it prints what it sees of the machine on
-one screen and powers off.
+whether it is. Without --initrd and --disk the guest is vole itself: it prints what it sees of the
+machine on one screen and powers off.
+
+A --disk is a raw image or a block device, locked while vole has it: one writer, or any number of
+readers (,ro). With ,cow what the guest writes is kept apart and dropped at the end. A qcow2 image
+can be read, if ,format=qcow2 says what it is. SIGUSR1 makes vole look again how large the images
+are and tell the guest; SIGUSR2 presses the machine's power button.
 
 stdout is the guest's console; everything that vole says goes to stderr. When stdout can't be
 written any more (the reader of a pipe is gone, the disk is full), the guest is ended with exit

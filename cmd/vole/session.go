@@ -39,6 +39,7 @@ type session struct {
 	typed  *typeahead // of in, if that is a terminal
 	out    *guestOutput
 
+	live      live
 	cancel    context.CancelCauseFunc
 	restarts  int
 	lastWords string // of the last machine's guest
@@ -52,7 +53,7 @@ func (s *session) run() error {
 	s.cancel = cancel
 	// Also while a panic of this goroutine goes by; the guard is for the others'.
 	defer s.term.release()
-	sigs := watchSignals(cancel, s.term, s.stderr, s.log, os.Exit)
+	sigs := watchSignals(cancel, s.term, &s.live, s.stderr, s.log, os.Exit)
 	defer sigs.stop()
 	defer s.closeStreams()
 
@@ -135,7 +136,9 @@ func (s *session) once(ctx context.Context) (exit vmm.Exit, err error) {
 		}
 		return exit, err
 	}
+	s.live.set(m, s.cfg.Devices)
 	defer func() {
+		s.live.set(nil, nil)
 		// The machine's end stands: what couldn't be given back, or written after it was
 		// ended from outside, does not change it.
 		if err := m.Close(); err != nil {

@@ -32,6 +32,7 @@ var signalNames = map[os.Signal]string{
 //   - SIGINT, SIGTERM, SIGHUP and SIGQUIT cancel the run with 128 and their number as the exit code
 //     (SIGQUIT prints all goroutines first); the second of them gives the terminal back and ends
 //     the process there and then.
+//   - SIGUSR1 and SIGUSR2 are for the guest that runs: see [live].
 //   - SIGTSTP and SIGCONT, where stdin is a terminal, give it back and take it again.
 //   - SIGPIPE, SIGTTIN and SIGTTOU are ignored: a broken stdout is the error that the write
 //     returns, and a job in the background goes on running without the terminal.
@@ -44,9 +45,9 @@ type signals struct {
 func ignoreStops() { signal.Ignore(syscall.SIGPIPE, syscall.SIGTTIN, syscall.SIGTTOU) }
 
 // watchSignals begins. exit ends the process; it does not return.
-func watchSignals(cancel context.CancelCauseFunc, term *terminal, stderr io.Writer, log *slog.Logger, exit func(int)) *signals {
+func watchSignals(cancel context.CancelCauseFunc, term *terminal, guest *live, stderr io.Writer, log *slog.Logger, exit func(int)) *signals {
 	s := &signals{ch: make(chan os.Signal, 8), done: make(chan struct{})}
-	signal.Notify(s.ch, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM)
+	signal.Notify(s.ch, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2)
 	if term != nil {
 		signal.Notify(s.ch, syscall.SIGTSTP, syscall.SIGCONT)
 	}
@@ -62,6 +63,12 @@ func watchSignals(cancel context.CancelCauseFunc, term *terminal, stderr io.Writ
 					term.leave()
 					_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 				}
+				continue
+			case syscall.SIGUSR1:
+				guest.resizeDisks(log)
+				continue
+			case syscall.SIGUSR2:
+				guest.powerButton(log)
 				continue
 			case syscall.SIGCONT:
 				term.continued()

@@ -16,7 +16,7 @@ import (
 func TestSecondSignal(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	codes := make(chan int, 1)
-	s := watchSignals(cancel, nil, io.Discard, slog.New(slog.DiscardHandler), func(code int) { codes <- code })
+	s := watchSignals(cancel, nil, new(live), io.Discard, slog.New(slog.DiscardHandler), func(code int) { codes <- code })
 	defer s.stop()
 	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGINT))
 	<-ctx.Done()
