@@ -121,13 +121,30 @@ func TestBrokenQueues(t *testing.T) {
 	as := func(*virtiotest.Desc) {}
 	const at, end = 0x400000, virtiotest.RAMBase + virtiotest.RAM
 	ok := virtiotest.Desc{Addr: at, Len: 16, Flags: write}
-	many := func(n int, last uint16) []virtiotest.Desc {
+	// row is a chain of n descriptors, of which the last one goes on at to.
+	row := func(n int, to uint16) []virtiotest.Desc {
 		descs := make([]virtiotest.Desc, n)
 		for i := range descs {
 			descs[i] = virtiotest.Desc{Addr: at, Len: 1, Flags: write | next, Next: uint16(i + 1)}
 		}
-		descs[n-1].Next = last
+		descs[n-1].Next = to
 		return descs
+	}
+	// ended is one that ends.
+	ended := func(n int) []virtiotest.Desc {
+		descs := row(n, 0)
+		descs[n-1].Flags = write
+		return descs
+	}
+	// nested points to a table whose last descriptor points to a good one.
+	nested := func(before ...virtiotest.Desc) setup {
+		return func(d *virtiotest.Driver, q *virtiotest.Queue) {
+			inner, size := d.Table(ok)
+			e := virtiotest.Desc{Flags: indirect}
+			e.Addr, e.Len = d.Table(append(before, virtiotest.Desc{Addr: inner, Len: size, Flags: indirect})...)
+			q.SetDesc(0, e)
+			q.Publish(0)
+		}
 	}
 	for _, tc := range []struct {
 		name  string
@@ -144,7 +161,7 @@ func TestBrokenQueues(t *testing.T) {
 		{"a descriptor is its own next", all, chain(virtiotest.Desc{Addr: at, Len: 1, Flags: next})},
 		{"two descriptors are each other's next", all, chain(
 			virtiotest.Desc{Addr: at, Len: 1, Flags: next | write, Next: 1}, virtiotest.Desc{Addr: at, Len: 1, Flags: next | write})},
-		{"a chain that loops at its end", all, chain(many(64, 63)...)},
+		{"a chain that loops at its end", all, chain(row(64, 63)...)},
 		{"next is the size", all, chain(virtiotest.Desc{Addr: at, Len: 1, Flags: next, Next: 64})},
 		{"next is 65535", all, chain(virtiotest.Desc{Addr: at, Len: 1, Flags: next, Next: 0xffff})},
 		{"a readable descriptor behind a writable one", all, chain(
@@ -161,9 +178,8 @@ func TestBrokenQueues(t *testing.T) {
 			virtiotest.Desc{Addr: at, Len: 8, Flags: next | write, Next: 1}, virtiotest.Desc{Addr: end, Len: 8, Flags: write})},
 		// Rule 12.
 		{"indirect without the feature", noIndirect, table(as, ok)},
-		{"indirect inside indirect", all, table(as, virtiotest.Desc{Addr: at, Len: 16, Flags: indirect})},
-		{"indirect inside indirect, later", all, table(as, virtiotest.Desc{Addr: at, Len: 16, Flags: next, Next: 1},
-			virtiotest.Desc{Addr: at, Len: 16, Flags: indirect})},
+		{"indirect inside indirect", all, nested()},
+		{"indirect inside indirect, later", all, nested(virtiotest.Desc{Addr: at, Len: 16, Flags: next, Next: 1})},
 		{"indirect with NEXT", all, table(func(e *virtiotest.Desc) { e.Flags |= next; e.Next = 1 }, ok)},
 		{"indirect of 0 bytes", all, table(func(e *virtiotest.Desc) { e.Len = 0 }, ok)},
 		{"indirect of 15 bytes", all, table(func(e *virtiotest.Desc) { e.Len = 15 }, ok)},
@@ -173,12 +189,12 @@ func TestBrokenQueues(t *testing.T) {
 		{"indirect over the end of RAM", all, table(func(e *virtiotest.Desc) { e.Addr = end - 16; e.Len = 32 }, ok)},
 		{"next behind an indirect table", all, table(as, virtiotest.Desc{Addr: at, Len: 1, Flags: next, Next: 1})},
 		{"a loop in an indirect table", all, table(as, virtiotest.Desc{Addr: at, Len: 1, Flags: next})},
-		{"an indirect chain longer than the queue", all, table(as, many(65, 0)...)},
+		{"an indirect chain longer than the queue", all, table(as, ended(65)...)},
 		{"a chain that is too long with its indirect part", all, func(d *virtiotest.Driver, q *virtiotest.Queue) {
-			for i, e := range many(63, 63) {
+			for i, e := range row(63, 63) {
 				q.SetDesc(i, e)
 			}
-			gpa, size := d.Table(many(2, 0)...)
+			gpa, size := d.Table(ended(2)...)
 			q.SetDesc(63, virtiotest.Desc{Addr: gpa, Len: size, Flags: indirect})
 			q.Publish(0)
 		}},
