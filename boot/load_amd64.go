@@ -10,6 +10,10 @@ import (
 type Params struct {
 	Kernel     Image
 	KernelName string // for errors; empty takes the image's own
+	// Dense says that few pages of an ELF kernel's segments hold only zeroes, as
+	// in the form that boot/kernel's cache keeps: they are read straight into
+	// guest memory, without a look for such pages.
+	Dense bool
 
 	// Initrd are the parts of the initial RAM disk, one behind the other,
 	// each padded with zeroes to a multiple of 4 bytes.
@@ -205,7 +209,7 @@ func (p *plan) placeELF(f *elfFile) error {
 			return faultf(ErrTooBig, "a segment of %s at %#x is outside memory, which ends at %#x", mib(s.memsz), s.paddr, p.ram.low)
 		}
 		if s.filesz > 0 {
-			p.reads = append(p.reads, read{name: p.kernelName, img: p.params.Kernel, off: int64(s.off), gpa: s.paddr, size: s.filesz, sparse: true})
+			p.reads = append(p.reads, read{name: p.kernelName, img: p.params.Kernel, off: int64(s.off), gpa: s.paddr, size: s.filesz, sparse: !p.params.Dense})
 		}
 	}
 	first, last := f.segments[0], f.segments[len(f.segments)-1]

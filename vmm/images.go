@@ -133,7 +133,7 @@ func (k *images) fromCache(c *Config) error {
 		return err
 	}
 	p := k.params
-	p.Kernel, p.KernelName = f, path
+	p.Kernel, p.KernelName, p.Dense = f, path, true
 	if err := boot.Check(p, c.Memory); err != nil {
 		return err
 	}
