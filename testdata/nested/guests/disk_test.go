@@ -175,6 +175,7 @@ head -c 16 /dev/hwrng | wc -c | sed 's/^/RNG /'
 
 // TestProbingExits: a kernel finds one disk on PCI with few exits.
 func TestProbingExits(t *testing.T) {
+	t.Parallel()
 	const bound = 1500
 	kernel := nested.KernelCloud612 // its PCI driver is built in
 	if _, err := nested.Asset(kernel); err != nil {
