@@ -17,6 +17,9 @@ import (
 // says so: its status does not read 0 until it has stopped (section 2.1.2).
 const resetPatience = time.Second
 
+// logInterval is how far apart log lines of one device are at least.
+const logInterval = time.Second
+
 // Interrupts is a transport's way to the driver. The methods may be called from
 // any goroutine; they do not block and do not call the Function.
 type Interrupts interface {
@@ -41,7 +44,8 @@ type FunctionConfig struct {
 	Device     Device
 	Memory     *memory.Guest
 	Interrupts Interrupts
-	// Logger receives one line for each time the device fails; nil is silent.
+	// Logger receives a line when the device fails, at most one a second; nil is
+	// silent.
 	Logger *slog.Logger
 	// OnReset, if set, is called when a reset is complete, before the status
 	// reads 0: the transport clears its own registers. It does not call the
@@ -69,6 +73,7 @@ type Function struct {
 	paused bool
 	reset  chan struct{} // not nil while a reset is under way; closed at its end
 	closed bool
+	logged time.Time // when a failure was last logged
 	ended  <-chan struct{} // closed when Close's reset is complete; not nil from Close on
 
 	bellsClosed sync.Once
@@ -246,7 +251,11 @@ func (f *Function) failLocked(err error) {
 		return
 	}
 	f.regs.status |= StatusNeedsReset
-	f.log.Warn("virtio device needs reset", "type", f.dev.Type().String(), "reason", err.Error())
+	// A guest may break a queue, reset and break it again, for ever.
+	if now := time.Now(); now.Sub(f.logged) >= logInterval {
+		f.logged = now
+		f.log.Warn("virtio device needs reset", "type", f.dev.Type().String(), "reason", err.Error())
+	}
 	if f.regs.status&StatusDriverOK != 0 {
 		f.irq.Config()
 	}
