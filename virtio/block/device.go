@@ -38,7 +38,7 @@ type Options struct {
 	Workers int
 	// Limits bound the disk's rate; the zero value is no bound.
 	Limits Limits
-	// Name stands in log lines, "" is the serial. Logger receives the errors of
+	// Name stands in log lines and errors, "" is the serial. Logger receives the errors of
 	// the image, at most one line a second; nil is silent.
 	Name   string
 	Logger *slog.Logger
@@ -52,12 +52,16 @@ type Device struct {
 	opts     Options
 	features uint64
 	limiter  *Limiter
+	clock    Clock
 	log      *slog.Logger
 	muffled  muffle
 
+	refresh sync.Mutex // held by Refresh
+	work    sync.WaitGroup
+
 	mu      sync.Mutex
 	changed func() // of the Activation, nil before
-	work    sync.WaitGroup
+	untold  bool   // the size has changed while there was no Activation
 }
 
 var _ virtio.Device = (*Device)(nil)
@@ -70,14 +74,14 @@ type State struct {
 // New makes a disk of img, which then belongs to it: Close closes an image that
 // is an io.Closer, and so does New when it fails. Errors wrap ErrImage.
 func New(img Image, o Options) (*Device, error) {
-	d, err := newDevice(img, o)
+	d, err := newDevice(img, o, systemClock{start: time.Now()})
 	if err != nil {
 		return nil, errors.Join(err, closeImage(img))
 	}
 	return d, nil
 }
 
-func newDevice(img Image, o Options) (*Device, error) {
+func newDevice(img Image, o Options, clock Clock) (*Device, error) {
 	if o.Queues == 0 {
 		o.Queues = 1
 	}
@@ -90,10 +94,10 @@ func newDevice(img Image, o Options) (*Device, error) {
 	if o.Name == "" {
 		o.Name = o.Serial
 	}
-	name := "disk"
-	if o.Name != "" {
-		name = o.Name
+	if o.Name == "" {
+		o.Name = "disk"
 	}
+	name := o.Name
 	switch {
 	case len(o.Serial) > MaxSerial:
 		return nil, refuse(name, nil, "the serial %q has %d bytes: at most %d have room", o.Serial, len(o.Serial), MaxSerial)
@@ -106,21 +110,29 @@ func newDevice(img Image, o Options) (*Device, error) {
 	case img.Size() <= 0 || img.Size()%SectorSize != 0:
 		return nil, refuse(name, nil, "a size of %d bytes is no multiple of %d", img.Size(), SectorSize)
 	}
-	limiter, err := NewLimiter(o.Limits, nil)
+	limiter, err := NewLimiter(o.Limits, clock)
 	if err != nil {
 		return nil, refuse(name, err, "%v", err)
+	}
+	if g, ok := img.(Geometry); ok {
+		logical, physical := g.BlockSize()
+		if !goodBlock(logical) || !goodBlock(physical) {
+			return nil, refuse(name, nil, "blocks of %d and %d bytes: powers of two from %d on are possible", logical, physical, SectorSize)
+		}
 	}
 	config, features := describe(img, o.Queues, o.QueueSize)
 	space, err := virtio.NewConfigSpace(config)
 	if err != nil {
 		return nil, fmt.Errorf("block: %w", err)
 	}
-	d := &Device{ConfigSpace: space, img: img, opts: o, features: features, limiter: limiter, log: o.Logger}
+	d := &Device{ConfigSpace: space, img: img, opts: o, features: features, limiter: limiter, clock: clock, log: o.Logger}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
 	return d, nil
 }
+
+func goodBlock(n int) bool { return n >= SectorSize && n&(n-1) == 0 }
 
 func closeImage(img Image) error {
 	if c, ok := img.(io.Closer); ok {
@@ -154,8 +166,10 @@ func (d *Device) capacity() uint64 {
 }
 
 // Refresh looks again how large the image is and tells the guest. A disk whose
-// image can't say keeps its size.
+// image can't say keeps its size. It may be called from any goroutine.
 func (d *Device) Refresh() error {
+	d.refresh.Lock()
+	defer d.refresh.Unlock()
 	r, ok := d.img.(Refresher)
 	if !ok {
 		return nil
@@ -171,6 +185,7 @@ func (d *Device) Refresh() error {
 	d.Update(func(b []byte) { binary.LittleEndian.PutUint64(b, sectors) })
 	d.mu.Lock()
 	changed := d.changed
+	d.untold = changed == nil
 	d.mu.Unlock()
 	if changed != nil {
 		changed()
@@ -182,13 +197,20 @@ func (d *Device) Refresh() error {
 func (d *Device) Activate(a virtio.Activation) error {
 	d.mu.Lock()
 	d.changed = a.ConfigChanged
+	if d.untold {
+		// The driver may have read the size before it changed. Here, on the way
+		// to DRIVER_OK, nothing can be told yet.
+		d.untold = false
+		d.work.Go(a.ConfigChanged)
+	}
 	d.mu.Unlock()
 	for _, q := range a.Queues {
 		if q == nil {
 			continue
 		}
+		c := &crew{}
 		for range d.opts.Workers {
-			w := newWorker(d, q, a)
+			w := newWorker(d, q, c, a)
 			d.work.Go(w.run)
 		}
 	}
@@ -208,14 +230,14 @@ func (d *Device) Close() error { return closeImage(d.img) }
 
 // muffle lets one event a second through and counts the others.
 type muffle struct {
-	next  atomic.Int64 // when the next may pass, in nanoseconds since 1970
+	next  atomic.Int64 // when the next may pass, in nanoseconds of the clock
 	count atomic.Uint64
 }
 
 // pass reports whether an event at now may pass, and how many were held back
 // since the last that did.
-func (m *muffle) pass(now time.Time) (held uint64, ok bool) {
-	t := now.UnixNano()
+func (m *muffle) pass(now time.Duration) (held uint64, ok bool) {
+	t := int64(now)
 	next := m.next.Load()
 	if t < next || !m.next.CompareAndSwap(next, t+int64(time.Second)) {
 		m.count.Add(1)
@@ -226,7 +248,7 @@ func (m *muffle) pass(now time.Time) (held uint64, ok bool) {
 
 // failed logs that the image has failed a request.
 func (d *Device) failed(what string, sector uint64, err error) {
-	if held, ok := d.muffled.pass(time.Now()); ok {
+	if held, ok := d.muffled.pass(d.clock.Now()); ok {
 		d.log.Warn("disk: request failed", "disk", d.opts.Name, "request", what, "sector", sector, "error", err, "unreported", held)
 	}
 }

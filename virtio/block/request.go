@@ -41,23 +41,26 @@ var (
 	errStopped     = errors.New("the device was reset")
 )
 
-// worker works on the requests of a queue, one at a time; several share it. The
-// goroutine that the bell has woken takes a request, wakes the next if there are
-// more, and does the work itself: a lone request is never handed on.
+// worker works on the requests of a queue, one at a time; its crew shares it.
 type worker struct {
 	d         *Device
 	q         *virtio.Queue
+	crew      *crew
+	call      chan struct{} // the crew's, to this worker
 	c         *virtio.Chain
 	fail      func(error)
-	flushEach bool // the driver did not take FLUSH: a write is done when it is stable
-	lone      bool // there is no other worker
+	features  uint64 // acknowledged
+	flushEach bool   // the driver did not take FLUSH: a write is done when it is stable
 	header    [headerSize]byte
 	id        [MaxSerial]byte
 	ranges    [maxRanges * rangeSize]byte
 }
 
-func newWorker(d *Device, q *virtio.Queue, a virtio.Activation) *worker {
-	w := &worker{d: d, q: q, c: virtio.NewChain(q), fail: a.Fail, lone: d.opts.Workers == 1}
+func newWorker(d *Device, q *virtio.Queue, c *crew, a virtio.Activation) *worker {
+	w := &worker{
+		d: d, q: q, crew: c, call: make(chan struct{}, 1), c: virtio.NewChain(q),
+		fail: a.Fail, features: a.Features,
+	}
 	if _, ok := d.img.(Flusher); ok {
 		w.flushEach = a.Features&FeatureFlush == 0
 	}
@@ -66,11 +69,10 @@ func newWorker(d *Device, q *virtio.Queue, a virtio.Activation) *worker {
 }
 
 func (w *worker) run() {
-	for w.q.Wait() {
-		for w.q.Pop(w.c) {
-			if !w.lone && w.q.Pending() {
-				w.q.Wake()
-			}
+	for w.crew.listen(w.call) {
+		ok := take(w.q, w.c)
+		w.crew.leave(!ok)
+		if ok {
 			w.serve()
 			w.q.Push(w.c)
 			w.q.Signal()
@@ -97,7 +99,7 @@ func (w *worker) serve() {
 	switch {
 	case err == nil:
 		status[0] = StatusOK
-	case err == errUnsupported, errors.Is(err, errors.ErrUnsupported):
+	case err == errUnsupported:
 		status[0] = StatusUnsupported
 	default:
 		status[0] = StatusIOError
@@ -133,8 +135,12 @@ func (w *worker) do(kind uint32, sector uint64) error {
 		if err != nil {
 			return err
 		}
+		want := w.c.WritableLen()
 		n, err := ReadVec(img, w.c.Writable(), off)
 		w.c.Wrote(uint64(max(n, 0)))
+		if err == nil && uint64(n) != want {
+			err = io.ErrUnexpectedEOF // an image at fault: what is missing is not zeroes
+		}
 		return err
 	case RequestOut:
 		if w.d.features&FeatureReadOnly != 0 {
@@ -144,7 +150,11 @@ func (w *worker) do(kind uint32, sector uint64) error {
 		if err != nil {
 			return err
 		}
-		if _, err = WriteVec(img, w.c.Readable(), off); err == nil && w.flushEach {
+		n, err := WriteVec(img, w.c.Readable(), off)
+		if err == nil && uint64(n) != w.c.ReadableLen() {
+			err = io.ErrShortWrite
+		}
+		if err == nil && w.flushEach {
 			err = img.(Flusher).Flush()
 		}
 		return err
@@ -191,7 +201,7 @@ func (w *worker) clear(kind uint32) error {
 	switch n := w.c.ReadableLen(); {
 	case w.d.features&FeatureReadOnly != 0:
 		return ErrReadOnly
-	case w.d.features&want == 0:
+	case w.features&want == 0:
 		return errUnsupported
 	case n == 0 || n%rangeSize != 0 || n > uint64(len(w.ranges)):
 		return errMalformed
@@ -218,7 +228,10 @@ func (w *worker) clear(kind uint32) error {
 		off, n := int64(r.sector*SectorSize), int64(r.count*SectorSize)
 		var err error
 		if zeroes {
-			err = w.d.img.(ZeroWriter).WriteZeroes(off, n, r.flags&flagUnmap != 0)
+			// The guest writes the zeroes itself where the image can't.
+			if err = w.d.img.(ZeroWriter).WriteZeroes(off, n, r.flags&flagUnmap != 0); errors.Is(err, errors.ErrUnsupported) {
+				err = errUnsupported
+			}
 		} else if err = w.d.img.(Discarder).Discard(off, n); errors.Is(err, errors.ErrUnsupported) {
 			err = nil // a hint that this storage can't take; the guest need not know
 		}

@@ -1,0 +1,7 @@
+package block
+
+// NewWithClock is New with a time of the test's own, for rate limits and log
+// lines.
+func NewWithClock(img Image, o Options, clock Clock) (*Device, error) {
+	return newDevice(img, o, clock)
+}
