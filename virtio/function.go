@@ -73,7 +73,7 @@ type Function struct {
 	paused bool
 	reset  chan struct{} // not nil while a reset is under way; closed at its end
 	closed bool
-	logged time.Time // when a failure was last logged
+	logged time.Time       // when a failure was last logged
 	ended  <-chan struct{} // closed when Close's reset is complete; not nil from Close on
 
 	bellsClosed sync.Once
