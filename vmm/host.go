@@ -10,7 +10,7 @@ import (
 // requiredCaps are what no machine here can do without.
 var requiredCaps = []kvm.Cap{
 	kvm.CapUserMemory, kvm.CapIRQChip, kvm.CapExtCPUID, kvm.CapMPState, kvm.CapIRQFD,
-	kvm.CapIOEventFD, kvm.CapImmediateExit, kvm.CapSetTSSAddr, kvm.CapSetIdentityMapAddr,
+	kvm.CapIOEventFD, kvm.CapIRQRouting, kvm.CapImmediateExit, kvm.CapSetTSSAddr, kvm.CapSetIdentityMapAddr,
 }
 
 // host is an open /dev/kvm and what was asked of it.

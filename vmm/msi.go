@@ -3,6 +3,7 @@ package vmm
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +22,8 @@ const maxRoutes = 4096
 // msiRouter hands out GSIs that stand for messages, and keeps KVM's routing
 // table, which can only be set as a whole.
 type msiRouter struct {
-	vm *kvm.VM
+	vm  *kvm.VM
+	log *slog.Logger
 
 	mu     sync.Mutex
 	routes []kvm.IRQRoute // the pins of the interrupt controllers, then messages
@@ -30,8 +32,8 @@ type msiRouter struct {
 
 // newMSIRouter begins with the table that KVM makes by itself: GSI n is pin n of
 // the IOAPIC and, below 16, of the PICs.
-func newMSIRouter(vm *kvm.VM) *msiRouter {
-	r := &msiRouter{vm: vm, next: ioapicPins}
+func newMSIRouter(vm *kvm.VM, log *slog.Logger) *msiRouter {
+	r := &msiRouter{vm: vm, log: log, next: ioapicPins}
 	for gsi := range uint32(ioapicPins) {
 		switch {
 		case gsi < 8:
@@ -100,7 +102,16 @@ type msiVector struct {
 
 // Program implements pci.Vector.
 func (v *msiVector) Program(addr uint64, data uint32) error {
-	return v.router.set(v.gsi, kvm.MSI{Address: addr, Data: data})
+	return v.refused(v.router.set(v.gsi, kvm.MSI{Address: addr, Data: data}))
+}
+
+// refused notes what KVM does not do: the guest then waits for an interrupt that
+// does not come. A guest can bring it about, by a message that makes no sense.
+func (v *msiVector) refused(err error) error {
+	if err != nil {
+		v.router.log.Debug("KVM refuses an interrupt message", "gsi", v.gsi, "error", err)
+	}
+	return err
 }
 
 // Mask implements pci.Vector.
@@ -117,7 +128,7 @@ func (v *msiVector) Mask(masked bool) error {
 	if err == nil {
 		v.bound = !masked
 	}
-	return err
+	return v.refused(err)
 }
 
 // Trigger implements pci.Vector. The write can't block: only 2^64-2 of them

@@ -105,7 +105,7 @@ func (m *Machine) addBridge() error {
 	if err != nil {
 		return fmt.Errorf("vmm: %w", err)
 	}
-	m.bridge, m.router = host, newMSIRouter(m.vm)
+	m.bridge, m.router = host, newMSIRouter(m.vm, m.log)
 	m.coalescePCI()
 	return errors.Join(
 		m.mmio.Add(ecamBase, host.ECAMSize(), "PCI configuration", host.ECAM()),
