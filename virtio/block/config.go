@@ -56,6 +56,7 @@ func describe(img Image, queues int, queueSize uint16) (c Config, features uint6
 	logical, physical := SectorSize, SectorSize
 	if g, ok := img.(Geometry); ok {
 		logical, physical = g.BlockSize()
+		physical = max(physical, logical)
 	}
 	c = Config{
 		Capacity: uint64(img.Size()) / SectorSize,
@@ -63,8 +64,8 @@ func describe(img Image, queues int, queueSize uint16) (c Config, features uint6
 		// A request has a descriptor for its header and one for its status.
 		SegMax:           max(uint32(queueSize), 3) - 2,
 		BlockSize:        uint32(logical),
-		PhysicalBlockExp: uint8(bits.TrailingZeros(uint(max(physical/logical, 1)))),
-		MinIOSize:        uint16(min(max(physical/logical, 1), 1<<15)),
+		PhysicalBlockExp: uint8(bits.TrailingZeros(uint(physical / logical))),
+		MinIOSize:        uint16(min(physical/logical, 1<<15)),
 		NumQueues:        uint16(queues),
 	}
 	features = FeatureSizeMax | FeatureSegMax | FeatureBlockSize | FeatureTopology
