@@ -2,6 +2,7 @@ package pci
 
 import (
 	"encoding/binary"
+	"sync"
 
 	"github.com/vole-vmm/vole/virtio"
 )
@@ -80,7 +81,7 @@ func (d *Device) common(off uint64) uint32 {
 	case DeviceStatus:
 		return uint32(d.f.Status())
 	case ConfigGeneration:
-		return d.f.ConfigGeneration()
+		return uint32(d.generation.show(d.f.ConfigGeneration()))
 	case QueueSelect:
 		return sel
 	case QueueMSIXVector:
@@ -95,6 +96,9 @@ func (d *Device) common(off uint64) uint32 {
 	q, ready := d.f.Queue(sel)
 	switch off {
 	case QueueSize:
+		if q.Size&(q.Size-1) != 0 {
+			return 0 // it is to be a power of two or nothing
+		}
 		return uint32(q.Size)
 	case QueueEnable:
 		if ready {
@@ -161,4 +165,24 @@ func (d *Device) vector(v uint32) uint32 {
 		return noVector
 	}
 	return v
+}
+
+// generation is config_generation. Its byte counts the reads that found a change
+// since the one before, not the changes, so that 256 of those don't look like
+// none (section 4.1.4.3.1).
+type generation struct {
+	mu    sync.Mutex
+	seen  uint32 // the device's
+	shown uint8
+}
+
+// show returns the byte for the device's generation now.
+func (g *generation) show(now uint32) uint8 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if now != g.seen {
+		g.seen = now
+		g.shown++
+	}
+	return g.shown
 }

@@ -77,6 +77,7 @@ type Device struct {
 	configVector                   atomic.Uint32
 	vectors                        []atomic.Uint32 // by queue
 	isr                            atomic.Uint32
+	generation                     generation
 }
 
 // State is the transport's registers. Those of PCI are with the host bridge.
@@ -86,6 +87,7 @@ type State struct {
 	ConfigVector                         uint16
 	Vectors                              []uint16
 	ISR                                  uint8
+	ConfigGeneration                     uint8 // as the driver last read it
 	Function                             virtio.State
 }
 
@@ -230,6 +232,9 @@ func (d *Device) State() State {
 		QueueSel: uint16(d.queueSel.Load()), ConfigVector: uint16(d.configVector.Load()),
 		ISR: uint8(d.isr.Load()), Function: d.f.State(),
 	}
+	d.generation.mu.Lock()
+	s.ConfigGeneration = d.generation.shown
+	d.generation.mu.Unlock()
 	for i := range d.vectors {
 		s.Vectors = append(s.Vectors, uint16(d.vectors[i].Load()))
 	}
