@@ -116,7 +116,7 @@ func eachCrew(t *testing.T, slow time.Duration, f func(t *testing.T, d disk, img
 // done with the memory and the image.
 func TestResetWithRequestsInFlight(t *testing.T) {
 	eachCrew(t, time.Millisecond, func(t *testing.T, d disk, img *watched) {
-		for range 5 {
+		for range 3 {
 			inFlight(d, 64)
 			queues := d.Queues
 			d.Reset()
@@ -133,7 +133,7 @@ func TestResetWithRequestsInFlight(t *testing.T) {
 // begun waits for Resume; nothing is lost and nothing done twice.
 func TestPauseWithRequestsInFlight(t *testing.T) {
 	eachCrew(t, time.Millisecond, func(t *testing.T, d disk, img *watched) {
-		for range 5 {
+		for range 3 {
 			all := inFlight(d, 64)
 			ends := map[uint32]*request{}
 			for _, r := range all {
