@@ -31,6 +31,10 @@ type Component struct {
 	Packages []Package `json:"packages,omitempty"`
 	// Absent is the reason why an optional component is not there.
 	Absent string `json:"absent,omitempty"`
+	// Again says that the next fetch tries again, although the component is absent.
+	Again bool `json:"again,omitempty"`
+	// Recipe tells apart the ways in which it was made of its packages.
+	Recipe string `json:"recipe,omitempty"`
 }
 
 // Package is one Debian package as it was downloaded; apt has checked it
@@ -133,6 +137,7 @@ const (
 	ComponentBusybox = "busybox"
 	ComponentACPICA  = "acpica"
 	ComponentExt     = "e2fsprogs" // what makes and checks ext4
+	ComponentRoot    = "root"      // a small Debian system: root.img
 	// Kernels of other architectures, which vole must refuse: the image alone.
 	ComponentI386  = "kernel-i386"
 	ComponentARM64 = "kernel-arm64"

@@ -1,9 +1,12 @@
 package nested
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 )
 
 // programLibs is where a guest has the libraries of [Programs].
@@ -41,6 +44,26 @@ func Programs(component string, programs ...string) (map[string]string, error) {
 		}
 	}
 	return files, nil
+}
+
+// ProgramCommand is the command that runs a program of a component, here or in an
+// emulated host that has the paths of [Programs], by the component's own loader
+// and libraries.
+func ProgramCommand(ctx context.Context, component, program string, args ...string) (*exec.Cmd, error) {
+	dir, err := componentDir(component)
+	if err != nil {
+		return nil, err
+	}
+	path, err := inTree(dir, program)
+	if err != nil {
+		return nil, notFetched(component, err.Error())
+	}
+	loader, err := treeLoader(dir)
+	if err != nil {
+		return nil, err
+	}
+	args = append([]string{"--library-path", strings.Join(treeLibs(dir), ":"), path}, args...)
+	return exec.CommandContext(ctx, loader, args...), nil
 }
 
 // inTree finds a program where /bin, /sbin and /lib may have moved below /usr.

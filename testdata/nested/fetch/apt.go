@@ -197,8 +197,11 @@ func (a *apt) update(ctx context.Context) error {
 
 // fetch brings one component into the cache.
 func (a *apt) fetch(ctx context.Context, w want) (nested.Component, error) {
+	if w.build != nil && os.Geteuid() != 0 {
+		return nested.Component{}, fmt.Errorf("%w: that needs root", errNotBuilt)
+	}
 	c, err := a.try(ctx, w)
-	if err == nil || a.updated || ctx.Err() != nil {
+	if err == nil || a.updated || ctx.Err() != nil || errors.Is(err, errNotBuilt) {
 		return c, err
 	}
 	// The lists are missing or older than the archive.
@@ -252,7 +255,7 @@ func (a *apt) unpack(ctx context.Context, w want, debs string, count int) (neste
 	if err := os.Mkdir(tree, 0o755); err != nil {
 		return none, fmt.Errorf("create a tree: %w", err)
 	}
-	c := nested.Component{Name: w.name}
+	c := nested.Component{Name: w.name, Recipe: w.recipe}
 	id := sha256.New()
 	for _, f := range files {
 		p, err := describe(ctx, f)
@@ -261,6 +264,9 @@ func (a *apt) unpack(ctx context.Context, w want, debs string, count int) (neste
 		}
 		c.Packages = append(c.Packages, p)
 		fmt.Fprintln(id, p.Name, p.Version, p.SHA256)
+		if w.build != nil {
+			continue
+		}
 		if w.only != nil {
 			err = extract(ctx, f, tree, w.only)
 		} else {
@@ -271,6 +277,15 @@ func (a *apt) unpack(ctx context.Context, w want, debs string, count int) (neste
 		}
 		// The disk holds package and tree only one package at a time.
 		os.Remove(f)
+	}
+	if w.build != nil {
+		fmt.Fprintf(os.Stderr, "deps: %s: configuring %d packages\n", w.name, len(files))
+		if err := w.build(ctx, files, tree); err != nil {
+			return none, err
+		}
+	}
+	if w.recipe != "" {
+		fmt.Fprintln(id, w.recipe)
 	}
 	c.Dir = w.name + "-" + hex.EncodeToString(id.Sum(nil))[:12]
 	final := filepath.Join(a.cache, c.Dir)

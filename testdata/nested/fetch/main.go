@@ -1,7 +1,9 @@
 // Command fetch gets what the guest tests need from Debian: QEMU with every
-// library it links, stock kernels, busybox and iasl.
+// library it links, stock kernels, busybox, iasl, and an image of a small Debian
+// system.
 //
-// Nothing is installed and root is not needed: apt resolves against an empty
+// Nothing is installed and root is not needed, but for the image of a Debian
+// system, whose packages are configured in a chroot: apt resolves against an empty
 // package status, downloads and verifies, dpkg-deb unpacks into the cache
 // directory (see nested.CacheDir). What the manifest records is not fetched
 // again, so a second run is offline.
@@ -31,6 +33,10 @@ type want struct {
 	optional bool
 	arch     string                 // of the packages, where it is not this machine's
 	only     func(file string) bool // the files that are kept; nil is all
+	// build makes the component's directory out of the packages, where unpacking
+	// them is not all. It may fail by errNotBuilt. It takes root's rights.
+	build  func(ctx context.Context, debs []string, dir string) error
+	recipe string // another one makes what is in the cache stale
 }
 
 // wants lists the components. The names of kernel packages are never guessed:
@@ -49,6 +55,8 @@ func wants() []want {
 		{name: nested.ComponentBusybox, roots: []string{"busybox-static"}, take: only("busybox-static")},
 		{name: nested.ComponentACPICA, roots: []string{"acpica-tools"}, take: all},
 		{name: nested.ComponentExt, roots: []string{"e2fsprogs"}, take: all},
+		// Behind e2fsprogs, which it uses.
+		{name: nested.ComponentRoot, roots: rootPackages, take: all, optional: true, build: buildRoot, recipe: rootRecipe()},
 		{name: nested.ComponentI386, roots: []string{"linux-image-686"}, take: kernel, optional: true, arch: "i386", only: image},
 		{name: nested.ComponentARM64, roots: []string{"linux-image-cloud-arm64"}, take: kernel, optional: true, arch: "arm64", only: image},
 	}
@@ -94,7 +102,7 @@ func run(ctx context.Context, names []string, force bool) error {
 	}
 	var todo []want
 	for _, w := range list {
-		if force || !have(dir, manifest, w.name) {
+		if force || !have(dir, manifest, w) {
 			todo = append(todo, w)
 		}
 	}
@@ -117,11 +125,15 @@ func run(ctx context.Context, names []string, force bool) error {
 		}
 		c, err := a.fetch(ctx, w)
 		if err != nil {
-			if !w.optional || !errors.Is(err, errNoPackage) {
+			again := errors.Is(err, errNotBuilt)
+			if !w.optional || !again && !errors.Is(err, errNoPackage) {
 				return fmt.Errorf("%s: %w", w.name, err)
 			}
-			c = nested.Component{Name: w.name, Absent: err.Error()}
 			fmt.Fprintf(os.Stderr, "deps: %s: left out: %v\n", w.name, err)
+			if again && have(dir, manifest, w) {
+				continue // the one that is there is as good
+			}
+			c = nested.Component{Name: w.name, Absent: err.Error(), Again: again}
 		}
 		old, _ := manifest.Component(w.name)
 		manifest.Set(c)
@@ -163,14 +175,18 @@ func choose(names []string) ([]want, error) {
 }
 
 // have says whether the cache holds a component completely. An optional
-// component that the archive did not have counts as held.
-func have(dir string, m *nested.Manifest, name string) bool {
-	c, ok := m.Component(name)
+// component that the archive did not have counts as held; one that could not be
+// made does not.
+func have(dir string, m *nested.Manifest, w want) bool {
+	c, ok := m.Component(w.name)
 	if !ok {
 		return false
 	}
 	if c.Absent != "" {
-		return true
+		return !c.Again
+	}
+	if c.Recipe != w.recipe {
+		return false
 	}
 	_, err := os.Stat(filepath.Join(dir, c.Dir))
 	return err == nil

@@ -3,6 +3,7 @@ package guests
 import (
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/vole-vmm/vole/testdata/nested"
@@ -12,7 +13,7 @@ func TestMain(m *testing.M) {
 	o := nested.Options{Assets: []string{
 		nested.AssetVole, nested.AssetBusybox,
 		nested.KernelDefault, nested.KernelCloud61, nested.KernelGeneric61, nested.KernelCloud612,
-	}, Files: append(buttonFiles(), diskFiles()...)}
+	}, Files: slices.Concat(buttonFiles(), diskFiles(), rootFiles())}
 	if nested.CurrentSuite() != nested.SuiteTest {
 		o.Assets = append(o.Assets, nested.AssetQEMU) // the peer
 	}
