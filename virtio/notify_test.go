@@ -164,7 +164,7 @@ func take(q *virtiotest.Queue) {
 // same. One request at a time, notified only if the device asks, so that a loss
 // is a standstill.
 func TestNoNotificationIsLost(t *testing.T) {
-	rounds := 4000
+	rounds := 1500
 	if testing.Short() {
 		rounds = 1000
 	}
