@@ -217,6 +217,7 @@ done
 			last = n
 		}
 		synced += last
+		t.Logf("kill %d: %d records", round+1, last) // in make soak the rig wants to hear something
 	}
 	t.Logf("%d kills, %d synced records", rounds, synced)
 }
