@@ -186,7 +186,9 @@ func (m *Machine) Kill() error {
 // returns when no goroutine, descriptor or mapping of it is left, but for what
 // the package comment says of streams without deadlines. Closing again, also
 // at the same time, is harmless. Its error is that of giving back, or
-// devices.ErrUnflushed when ConsoleOut did not take all that the guest sent.
+// devices.ErrUnflushed when ConsoleOut did not take all that the guest sent. It
+// wraps ErrBusy when a device's backend keeps requests in flight: guest memory
+// and the interrupts' descriptors then stay, since the device may come back.
 func (m *Machine) Close() error {
 	m.mu.Lock()
 	if m.state == created {
@@ -310,11 +312,9 @@ func (m *Machine) supervise() {
 		m.cond.Wait()
 	}
 	m.mu.Unlock()
-	if err := m.restDevices(); err != nil {
-		m.restless = true
-		if m.exit.Err == nil {
-			m.exit.Err = err
-		}
+	m.restless = m.restDevices()
+	if m.exit.Err == nil {
+		m.exit.Err = m.restless
 	}
 	m.drain(&timeout)
 	m.mu.Lock()

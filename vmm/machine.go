@@ -38,7 +38,10 @@ type Machine struct {
 	window64   pci.Range
 	bellLength uint32
 	coalesced  bool // KVM collects writes: see catchUp
-	console    *consoleWatch
+	// patience is drainPatience, but for tests. It is not changed once anything
+	// waits.
+	patience time.Duration
+	console  *consoleWatch
 
 	entry boot.Entry
 	info  BootInfo
@@ -69,9 +72,9 @@ type Machine struct {
 	pressing sync.RWMutex // held for reading while the power button is pressed
 	release  sync.Once
 	freeErr  error
-	// restless: a device may still write to guest memory. It is written before
-	// free is called.
-	restless bool
+	// restless, if not nil, says that a device may still write to guest memory
+	// and raise interrupts. It is written before free is called.
+	restless error
 }
 
 // state is where the machine is in its life. It is guarded by Machine.mu.
@@ -134,6 +137,8 @@ func newMachine(cfg Config) (*Machine, error) {
 		ended: make(chan struct{}),
 		hurry: make(chan struct{}),
 		done:  make(chan struct{}),
+
+		patience: drainPatience,
 	}
 	m.cond.L = &m.mu
 	m.deaths.wake = make(chan struct{}, 1)
@@ -214,31 +219,43 @@ func (m *Machine) free() error {
 		m.pressing.Lock()
 		defer m.pressing.Unlock()
 		var errs []error
-		if !m.restless { // which is known of a machine that ran
-			if err := m.restDevices(); err != nil {
-				m.restless = true
-				errs = append(errs, err)
-			}
+		if m.restless == nil { // it is known of a machine that ran
+			m.restless = m.restDevices()
 		}
+		errs = append(errs, m.restless)
 		for _, c := range m.vcpus {
 			errs = append(errs, c.kvm.Close())
 		}
 		if m.serial != nil {
 			errs = append(errs, m.serial.Close())
 		}
-		errs = append(errs, m.closeCards())
+		// What a device that is not at rest may still use is not given back: its
+		// next interrupt would go to a descriptor that is somebody else's by then.
+		if m.restless == nil {
+			errs = append(errs, m.closeCards())
+		}
 		if m.vm != nil {
 			errs = append(errs, m.vm.Close())
 		}
-		for _, l := range m.lines {
-			errs = append(errs, l.close())
-		}
-		if m.mem != nil && !m.restless {
-			errs = append(errs, m.mem.Close())
+		if m.restless == nil {
+			errs = append(errs, m.closeLines())
+			if m.mem != nil {
+				errs = append(errs, m.mem.Close())
+			}
 		}
 		m.freeErr = errors.Join(errs...)
 	})
 	return m.freeErr
+}
+
+// closeLines gives back the interrupts of the machine's own devices and of those
+// on MMIO.
+func (m *Machine) closeLines() error {
+	var errs []error
+	for _, l := range m.lines {
+		errs = append(errs, l.close())
+	}
+	return errors.Join(errs...)
 }
 
 // ConsoleTail returns the last that the guest wrote to its console, at most

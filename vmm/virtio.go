@@ -199,7 +199,7 @@ func (m *Machine) describeVirtio(d *acpi.Machine) {
 // pauseDevices stops the devices from taking requests and waits for those in
 // flight. ctx ends the wait early.
 func (m *Machine) pauseDevices(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, drainPatience)
+	ctx, cancel := context.WithTimeout(ctx, m.patience)
 	defer cancel()
 	var errs []error
 	for _, p := range m.virtio {
@@ -220,7 +220,7 @@ func (m *Machine) resumeDevices() {
 // restDevices ends what the devices do, for good. An error means that one of
 // them may still write to guest memory, which then must not be unmapped.
 func (m *Machine) restDevices() error {
-	ctx, cancel := context.WithTimeout(context.Background(), drainPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), m.patience)
 	defer cancel()
 	var errs []error
 	for _, p := range m.virtio {
