@@ -167,4 +167,3 @@ func TestMSIVectorsRunOut(t *testing.T) {
 	}
 	require.NoError(t, v.Close())
 }
-

@@ -417,4 +417,3 @@ func TestDevicesInAnyOrder(t *testing.T) {
 		requireNothingLeft(t, before, 8)
 	})
 }
-
