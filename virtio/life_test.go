@@ -377,7 +377,7 @@ func TestState(t *testing.T) {
 		assert.Equal(t, virtio.State{
 			Status: running, Features: d.Features,
 			Queues: []virtio.FunctionQueueState{
-				{QueueConfig: d.Queues[0].Config, Ready: true, QueueState: virtio.QueueState{Next: 7, Used: 7}},
+				{QueueConfig: d.Queues[0].Config, Ready: true, QueueState: virtio.QueueState{NextAvail: 7, NextUsed: 7}},
 				{QueueConfig: virtio.QueueConfig{Size: 64}},
 			},
 			Device: virtiotest.EchoState{Popped: 7, Pushed: 7},

@@ -94,8 +94,8 @@ type Queue struct {
 
 // QueueState is where a queue stands between two requests.
 type QueueState struct {
-	Next uint16 // the next entry of the available ring
-	Used uint16 // the next entry of the used ring
+	NextAvail uint16 // the next entry of the available ring
+	NextUsed  uint16 // the next entry of the used ring
 }
 
 func newQueue(index int, c QueueConfig, most uint16, features uint64, mem *memory.Guest) (*Queue, error) {
@@ -277,7 +277,7 @@ func (q *Queue) Pending() bool {
 func (q *Queue) State() QueueState {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return QueueState{Next: q.next, Used: q.done}
+	return QueueState{NextAvail: q.next, NextUsed: q.done}
 }
 
 // hold stops Pop and waits until the queue is idle; the error is ctx's.

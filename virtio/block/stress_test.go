@@ -143,8 +143,8 @@ func TestPauseWithRequestsInFlight(t *testing.T) {
 			done := d.Queues[0].UsedIndex()
 			still(t, d, img, func() {
 				s := d.Function.State()
-				assert.Equal(t, done, s.Queues[0].QueueState.Used)
-				assert.Equal(t, done, s.Queues[0].QueueState.Next, "none is in flight")
+				assert.Equal(t, done, s.Queues[0].NextUsed)
+				assert.Equal(t, done, s.Queues[0].NextAvail, "none is in flight")
 			})
 			d.Function.Resume()
 			for range all {

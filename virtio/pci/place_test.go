@@ -236,7 +236,7 @@ func TestState(t *testing.T) {
 		Function: virtio.State{
 			Status: running, Features: c.Features,
 			Queues: []virtio.FunctionQueueState{
-				{QueueConfig: c.Queues[0].Config, Ready: true, QueueState: virtio.QueueState{Next: 1, Used: 1}},
+				{QueueConfig: c.Queues[0].Config, Ready: true, QueueState: virtio.QueueState{NextAvail: 1, NextUsed: 1}},
 				none[1],
 			},
 			Device: virtiotest.EchoState{Popped: 1, Pushed: 1},
