@@ -65,7 +65,7 @@ install: build ## install bin/vole (and its man page) below $(DESTDIR)$(PREFIX)
 	if [ -f docs/vole.1 ]; then install -D -m 644 docs/vole.1 '$(DESTDIR)$(PREFIX)/share/man/man1/vole.1'; fi
 
 .PHONY: deps
-deps: need-go ## fetch QEMU, kernels, busybox and iasl for the tests from Debian into a cache
+deps: need-go ## fetch QEMU, kernels, tools and a Debian system for the tests from Debian into a cache
 	@CGO_ENABLED=0 $(GO) run ./testdata/nested/fetch
 
 .PHONY: refresh
