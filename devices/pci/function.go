@@ -15,7 +15,7 @@ var (
 
 // Registers of a type 0 header (PCI 3.0, section 6.1), as indices of dwords.
 const (
-	regID           = 0x00 / 4 // vendor, device
+	regID           = 0        // vendor, device
 	regCommand      = 0x04 / 4 // command, status
 	regClass        = 0x08 / 4 // revision, class
 	regBAR0         = 0x10 / 4

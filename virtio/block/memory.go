@@ -25,7 +25,6 @@ type Memory struct {
 
 	growMu sync.Mutex
 	next   int64 // what Refresh makes the size
-	vecs   vecPool
 }
 
 // memoryShard has the chunks whose index is the same modulo memoryShards.

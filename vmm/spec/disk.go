@@ -93,7 +93,7 @@ func ParseDisk(s string) (Disk, error) {
 		case seen[name]:
 			return Disk{}, fmt.Errorf("%q: %s is given more than once", s, name)
 		case !valued && o.alone == "":
-			return Disk{}, fmt.Errorf("%q: %s needs a value, as %s=...", s, name, name)
+			return Disk{}, fmt.Errorf("%q: %s needs a value, as %s=VALUE", s, name, name)
 		case !valued:
 			value = o.alone
 		case value == "":
