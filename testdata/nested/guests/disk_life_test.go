@@ -102,7 +102,7 @@ echo SIZE $(cat /sys/block/vda/size)
 echo far | dd of=/dev/vda bs=512 seek=6442450943 conv=sync,fsync 2>/dev/null
 dd if=/dev/vda bs=512 skip=6442450943 2>/dev/null | head -n 1 | sed 's/^/READ /'
 /sbin/mke2fs -q -t ext4 /dev/vdb && mount -t ext4 /dev/vdb /mnt
-dd if=/dev/urandom of=/mnt/data bs=1M count=40 conv=fsync 2>/dev/null
+dd if=/dev/zero of=/mnt/data bs=1M count=40 conv=fsync 2>/dev/null
 umount /mnt
 echo FILLED
 `, "--disk", huge, "--disk", small)...)

@@ -140,7 +140,7 @@ func TestDisk(t *testing.T) {
 		initrd := moduleInit(t, kernel, diskModules, `
 echo SIZE $(cat /sys/block/vda/size) SERIAL $(cat /sys/block/vda/serial) CACHE $(cat /sys/block/vda/queue/write_cache) QUEUES $(ls /sys/block/vda/mq | wc -l)
 /sbin/mke2fs -q -t ext4 /dev/vda && mount -t ext4 /dev/vda /mnt || echo FAILED to mount
-dd if=/dev/urandom of=/mnt/data bs=1k count=5000 2>/dev/null
+dd if=/dev/urandom of=/mnt/data bs=1k count=1000 2>/dev/null
 sha256sum /mnt/data
 umount /mnt
 echo 3 > /proc/sys/vm/drop_caches
