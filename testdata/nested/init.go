@@ -213,7 +213,7 @@ func alive(w *frameWriter) {
 }
 
 // startOffBootCPU starts the command where it never runs on the boot CPU, for
-// no guest must be entered there. QEMU's emulation (7.2 to 10.0) clears a flag
+// no guest must be entered there. QEMU's emulation (7.2; under 10.0 guests die alike) clears a flag
 // of the boot CPU, unlocked, whenever any CPU restores its FPU state
 // (cpu_set_fpus calls cpu_clear_ignne); in the same word are the flags of SVM.
 // A VMRUN or #VMEXIT on the boot CPU that falls in between loses its change: the
