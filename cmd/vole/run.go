@@ -21,7 +21,8 @@ machine on one screen and powers off.
 
 A --disk is a raw image or a block device, locked while vole has it: one writer, or any number of
 readers (,ro). With ,cow what the guest writes is kept apart and dropped at the end. A qcow2 image
-can be read, if ,format=qcow2 says what it is. SIGUSR1 makes vole look again how large the images
+can be read, if ,format=qcow2 says what it is. Distribution kernels have the driver of
+the disk as a module: they need an initrd that loads it before they can mount their root. SIGUSR1 makes vole look again how large the images
 are and tell the guest; SIGUSR2 presses the machine's power button.
 
 stdout is the guest's console; everything that vole says goes to stderr. When stdout can't be
@@ -67,7 +68,7 @@ func newRun() *cobra.Command {
 		Long:  runLong + "\n\nExit codes:\n" + runExitCodes,
 		Example: `  vole run
   vole run -k vmlinuz -i initrd.img -m 1G -c 2 -a 'quiet single'
-  vole run -k vmlinuz --disk root.img,serial=root -a 'root=/dev/vda rw'
+  vole run -k vmlinuz -i initrd.img --disk root.img,cow -a 'root=/dev/vda rw'
   vole run -k vmlinuz -i initrd.img --timeout 60s --report run.json </dev/null >console.log`,
 		Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return f.run() },
