@@ -21,9 +21,9 @@ machine on one screen and powers off.
 
 A --disk is a raw image or a block device, locked while vole has it: one writer, or any number of
 readers (,ro). With ,cow what the guest writes is kept apart and dropped at the end. A qcow2 image
-can be read, if ,format=qcow2 says what it is. Distribution kernels have the driver of
-the disk as a module: they need an initrd that loads it before they can mount their root. SIGUSR1 makes vole look again how large the images
-are and tell the guest; SIGUSR2 presses the machine's power button.
+can be read, if ,format=qcow2 says what it is. Distribution kernels have the disk's driver as a
+module: they need an initrd that loads it before they can mount their root. SIGUSR1 makes vole look
+again how large the images are and tell the guest; SIGUSR2 presses the machine's power button.
 
 stdout is the guest's console; everything that vole says goes to stderr. When stdout can't be
 written any more (the reader of a pipe is gone, the disk is full), the guest is ended with exit
