@@ -18,6 +18,7 @@ const (
 	AssetVole    = "vole"    // the vole binary: $VOLE_BIN, else built from this module
 	AssetBusybox = "busybox" // a static busybox
 	AssetQEMU    = "qemu"    // the directory of the unpacked QEMU; run it by [QEMUCommand]
+	AssetFio     = "fio"     // an ext4 image to chroot into, with /bin/fio and /mnt
 	AssetRoot    = "root"    // an ext4 image of a small Debian system with systemd; root has no password
 
 	// Kernel images that don't run on x86-64, where the archive has them.
@@ -103,6 +104,8 @@ func assetPath(name string) (string, error) {
 		return inComponent(ComponentBusybox, "bin/busybox", "usr/bin/busybox")
 	case AssetQEMU:
 		return inComponent(ComponentQEMU, ".")
+	case AssetFio:
+		return inComponent(ComponentFio, "fio.img")
 	case AssetRoot:
 		return inComponent(ComponentRoot, "root.img")
 	}

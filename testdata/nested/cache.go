@@ -138,6 +138,7 @@ const (
 	ComponentACPICA  = "acpica"
 	ComponentExt     = "e2fsprogs" // what makes and checks ext4
 	ComponentRoot    = "root"      // a small Debian system: root.img
+	ComponentFio     = "fio"       // fio and its libraries: fio.img
 	// Kernels of other architectures, which vole must refuse: the image alone.
 	ComponentI386  = "kernel-i386"
 	ComponentARM64 = "kernel-arm64"

@@ -2,7 +2,9 @@ package nested
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,14 +23,28 @@ func Programs(component string, programs ...string) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	files, err := ProgramsIn(dir, nil, programs...)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notFetched(component, err.Error())
+	}
+	return files, err
+}
+
+// ProgramsIn is [Programs] for a tree of unpacked packages, whose programs may
+// have libraries in more directories (of the tree) than usual.
+func ProgramsIn(dir string, more []string, programs ...string) (map[string]string, error) {
+	libs := treeLibs(dir)
+	for _, m := range more {
+		libs = append(libs, filepath.Join(dir, m))
+	}
 	files := map[string]string{}
 	for _, p := range programs {
 		path, err := inTree(dir, p)
 		if err != nil {
-			return nil, notFetched(component, err.Error())
+			return nil, err
 		}
 		files["/"+p] = path
-		list, err := elfClosure(path, treeLibs(dir))
+		list, err := elfClosure(path, libs)
 		if err != nil {
 			return nil, err
 		}
@@ -74,5 +90,5 @@ func inTree(dir, name string) (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("no program %s in %s", name, dir)
+	return "", fmt.Errorf("no program %s in %s: %w", name, dir, fs.ErrNotExist)
 }

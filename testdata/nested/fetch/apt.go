@@ -197,7 +197,7 @@ func (a *apt) update(ctx context.Context) error {
 
 // fetch brings one component into the cache.
 func (a *apt) fetch(ctx context.Context, w want) (nested.Component, error) {
-	if w.build != nil && os.Geteuid() != 0 {
+	if w.asRoot && os.Geteuid() != 0 {
 		return nested.Component{}, fmt.Errorf("%w: that needs root", errNotBuilt)
 	}
 	c, err := a.try(ctx, w)
@@ -279,7 +279,7 @@ func (a *apt) unpack(ctx context.Context, w want, debs string, count int) (neste
 		os.Remove(f)
 	}
 	if w.build != nil {
-		fmt.Fprintf(os.Stderr, "deps: %s: configuring %d packages\n", w.name, len(files))
+		fmt.Fprintf(os.Stderr, "deps: %s: putting %d packages together\n", w.name, len(files))
 		if err := w.build(ctx, files, tree); err != nil {
 			return none, err
 		}

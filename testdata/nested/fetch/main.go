@@ -19,6 +19,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -31,11 +32,13 @@ type want struct {
 	roots    []string // packages that apt is asked for
 	take     func(pkg string) bool
 	optional bool
+	larger   bool                   // fetched only by name: for larger suites than CI's
 	arch     string                 // of the packages, where it is not this machine's
 	only     func(file string) bool // the files that are kept; nil is all
 	// build makes the component's directory out of the packages, where unpacking
-	// them is not all. It may fail by errNotBuilt. It takes root's rights.
+	// them is not all. It may fail by errNotBuilt.
 	build  func(ctx context.Context, debs []string, dir string) error
+	asRoot bool   // build takes root's rights
 	recipe string // another one makes what is in the cache stale
 }
 
@@ -56,7 +59,8 @@ func wants() []want {
 		{name: nested.ComponentACPICA, roots: []string{"acpica-tools"}, take: all},
 		{name: nested.ComponentExt, roots: []string{"e2fsprogs"}, take: all},
 		// Behind e2fsprogs, which it uses.
-		{name: nested.ComponentRoot, roots: rootPackages, take: all, optional: true, build: buildRoot, recipe: rootRecipe()},
+		{name: nested.ComponentRoot, roots: rootPackages, take: all, optional: true, build: buildRoot, asRoot: true, recipe: rootRecipe()},
+		{name: nested.ComponentFio, roots: []string{"fio"}, take: fioNeeds, optional: true, larger: true, build: buildFio, recipe: fioRecipe},
 		{name: nested.ComponentI386, roots: []string{"linux-image-686"}, take: kernel, optional: true, arch: "i386", only: image},
 		{name: nested.ComponentARM64, roots: []string{"linux-image-cloud-arm64"}, take: kernel, optional: true, arch: "arm64", only: image},
 	}
@@ -66,7 +70,7 @@ func main() {
 	var force bool
 	flag.BoolVar(&force, "refresh", false, "fetch again what is in the cache already, in the archive's newest version")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: fetch [-refresh] [COMPONENT]...")
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: fetch [-refresh] [COMPONENT]...\nWithout a name all are fetched that `make test` uses.")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -149,11 +153,11 @@ func run(ctx context.Context, names []string, force bool) error {
 	return nil
 }
 
-// choose picks the components named, or all of them.
+// choose picks the components named, or all that CI uses.
 func choose(names []string) ([]want, error) {
 	list := wants()
 	if len(names) == 0 {
-		return list, nil
+		return slices.DeleteFunc(list, func(w want) bool { return w.larger }), nil
 	}
 	var out []want
 	for _, name := range names {

@@ -122,7 +122,7 @@ func buildRoot(ctx context.Context, debs []string, dir string) error {
 	if err := finishTree(tree); err != nil {
 		return err
 	}
-	return makeImage(ctx, tree, filepath.Join(dir, rootImage))
+	return makeImage(ctx, tree, filepath.Join(dir, rootImage), rootSpare, rootInodes)
 }
 
 // makeTree is debootstrap's first stage: the files of all packages, and what
@@ -255,13 +255,17 @@ func finishTree(tree string) error {
 	return nil
 }
 
-// makeImage writes the tree into an ext4 image. It is no larger than it must
-// be: an emulated host has all of it in memory.
-func makeImage(ctx context.Context, tree, image string) error {
+// What a boot of the root may write, and the journal.
+const (
+	rootSpare  = 48 << 20
+	rootInodes = 2000
+)
+
+// makeImage writes the tree into an ext4 image with spare bytes and inodes. It is
+// no larger than it must be: an emulated host has all of it in memory.
+func makeImage(ctx context.Context, tree, image string, spare, inodes int64) error {
 	const (
 		block   = 4 << 10
-		spare   = 48 << 20 // what a boot may write, and the journal
-		inodes  = 2000     // the same
 		inode   = 256
 		percent = 3 // for what the file system needs itself
 	)
@@ -279,13 +283,13 @@ func makeImage(ctx context.Context, tree, image string) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("measure the root: %w", err)
+		return fmt.Errorf("measure %s: %w", tree, err)
 	}
 	files += inodes
 	size += files*inode + spare
 	size += size * percent / 100
 	cmd, err := nested.ProgramCommand(ctx, nested.ComponentExt, "sbin/mke2fs",
-		"-q", "-F", "-t", "ext4", "-b", fmt.Sprint(block), "-N", fmt.Sprint(files), "-m", "0", "-L", "root",
+		"-q", "-F", "-t", "ext4", "-b", fmt.Sprint(block), "-N", fmt.Sprint(files), "-m", "0", "-L", strings.TrimSuffix(filepath.Base(image), ".img"),
 		"-d", tree, image, fmt.Sprint(size/block))
 	if err != nil {
 		return err

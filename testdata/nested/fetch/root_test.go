@@ -46,7 +46,7 @@ func TestMakeImage(t *testing.T) {
 		require.NoError(t, writeNew(filepath.Join(tree, "etc", fmt.Sprint(i)), "file", 0o644))
 	}
 	require.NoError(t, os.Symlink("/dev/null", filepath.Join(tree, "etc/masked")))
-	require.NoError(t, makeImage(t.Context(), tree, image))
+	require.NoError(t, makeImage(t.Context(), tree, image, rootSpare, rootInodes))
 	st, err := os.Stat(image)
 	require.NoError(t, err)
 	assert.Less(t, st.Size(), int64(80<<20))

@@ -16,6 +16,9 @@ func TestMain(m *testing.M) {
 	}, Files: slices.Concat(buttonFiles(), diskFiles(), rootFiles())}
 	if nested.CurrentSuite() != nested.SuiteTest {
 		o.Assets = append(o.Assets, nested.AssetQEMU) // the peer
+		if _, err := nested.Asset(nested.AssetFio); err == nil {
+			o.Assets = append(o.Assets, nested.AssetFio)
+		}
 	}
 	if nested.CurrentSuite() == nested.SuiteBench {
 		path, err := embedPath()
