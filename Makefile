@@ -68,6 +68,10 @@ install: build ## install bin/vole (and its man page) below $(DESTDIR)$(PREFIX)
 deps: need-go ## fetch QEMU, kernels, tools and a Debian system for the tests from Debian into a cache
 	@CGO_ENABLED=0 $(GO) run ./testdata/nested/fetch
 
+.PHONY: larger-deps
+larger-deps: deps # what only the larger suites use
+	@CGO_ENABLED=0 $(GO) run ./testdata/nested/fetch fio
+
 .PHONY: refresh
 refresh: need-go ## fetch them again, in the archive's newest versions
 	@CGO_ENABLED=0 $(GO) run ./testdata/nested/fetch -refresh
@@ -133,20 +137,20 @@ lint: need-go bin/staticcheck ## gofmt, go vet, staticcheck
 .PHONY: matrix
 matrix: export VOLE_BIN := $(CURDIR)/bin/vole
 matrix: export VOLE_SUITE := matrix
-matrix: build rig deps ## guests: every kernel, CPU count, memory size, boot way
+matrix: build rig larger-deps ## guests: every kernel, CPU count, memory size, boot way
 	$(GO) test -v -count=1 -timeout 6h $(GUESTS)
 
 .PHONY: soak
 soak: export VOLE_BIN := $(CURDIR)/bin/vole
 soak: export VOLE_SUITE := soak
-soak: build rig deps ## guests and payloads in long loops
+soak: build rig larger-deps ## guests and payloads in long loops
 	$(REQUIRE_KVM) $(GO) test -count=1 -timeout 6h ./...
 	$(GO) test -v -count=1 -timeout 12h $(GUESTS)
 
 .PHONY: bench
 bench: export VOLE_BIN := $(CURDIR)/bin/vole
 bench: export VOLE_SUITE := bench
-bench: build rig deps ## benchmarks: exits and set-up on /dev/kvm, boots beside QEMU's
+bench: build rig larger-deps ## benchmarks: exits and set-up on /dev/kvm, boots and disks beside QEMU's
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 1h ./...
 	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchtime 1x -timeout 6h $(GUESTS)
 

@@ -41,6 +41,9 @@ type Command struct {
 	Out []string
 	// Memory of the emulated host, as QEMU takes it; "" is DefaultMemory.
 	Memory string
+	// Disk is the size of a disk of the emulated host, mounted at DiskDir, as
+	// mke2fs takes it ("1G"); "" is none. Without it all files are in memory.
+	Disk string
 	// Quiet is the longest time without output; 0 is no bound.
 	Quiet time.Duration
 	// Deadline ends the command; zero is none.
@@ -79,6 +82,12 @@ func (c *Command) Run(ctx context.Context) (Result, error) {
 	}
 	if m.memory == "" {
 		m.memory = DefaultMemory
+	}
+	if c.Disk != "" {
+		if m.disk, err = makeDisk(ctx, c.Disk); err != nil {
+			return Result{}, err
+		}
+		defer os.Remove(m.disk)
 	}
 	if path := os.Getenv(envLog); path != "" {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
@@ -127,6 +136,14 @@ func (c *Command) pack(kernel Kernel) (string, error) {
 	j.Env = insideEnv(append([]string{"VOLE_TEST_CACHE=" + cache}, c.Env...))
 	if j.Modules, err = p.modules(kernel); err != nil {
 		return "", err
+	}
+	if c.Disk != "" {
+		j.Disk = true
+		more, err := p.diskModules(kernel)
+		if err != nil {
+			return "", err
+		}
+		j.Modules = append(j.Modules, more...)
 	}
 	for _, program := range []string{self, c.Args[0]} {
 		if err := p.program(program); err != nil {

@@ -40,6 +40,7 @@ type job struct {
 	Dir     string   `json:"dir"`
 	Modules []string `json:"modules"` // paths in the emulated host, in loading order
 	Out     []string `json:"out"`     // files and directories to send back
+	Disk    bool     `json:"disk"`    // there is one to mount
 }
 
 // isInit says whether this process is the init of the emulated host.
@@ -83,6 +84,11 @@ func initMain() error {
 		exit.Err = fmt.Sprintf("read the job: %v", err)
 	} else {
 		problems = append(problems, loadModules(j.Modules)...)
+		if j.Disk {
+			if err := mountDisk(); err != nil {
+				problems = append(problems, err.Error())
+			}
+		}
 		_ = w.send(frameReady, encode(ready{Kernel: kernelRelease(), Uptime: uptime(), Problems: problems}))
 		go alive(w)
 		exit = runJob(j, tty, w)

@@ -26,6 +26,8 @@ type Options struct {
 	Out []string
 	// Memory of the emulated host, as QEMU takes it; "" is DefaultMemory.
 	Memory string
+	// Disk is the size of a disk of the emulated host; see Command.
+	Disk string
 	// Quiet is the longest time that the tests may be silent; beyond it they are
 	// made to dump their goroutines. 0 is DefaultQuiet.
 	Quiet time.Duration
@@ -216,7 +218,7 @@ func testCommand(o Options) (*Command, time.Time, error) {
 		return nil, time.Time{}, fmt.Errorf("find the working directory: %w", err)
 	}
 	c := &Command{
-		Args: []string{self}, Dir: dir, Assets: o.Assets, Files: o.Files, Memory: o.Memory, Quiet: o.Quiet,
+		Args: []string{self}, Dir: dir, Assets: o.Assets, Files: o.Files, Memory: o.Memory, Disk: o.Disk, Quiet: o.Quiet,
 	}
 	if c.Quiet == 0 {
 		c.Quiet = DefaultQuiet

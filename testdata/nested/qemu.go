@@ -48,6 +48,7 @@ var (
 type machine struct {
 	kernel, initrd string
 	memory         string // as QEMU takes it
+	disk           string // path of an image; "" is no disk
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	store          func(fileHead, []byte) error // takes a file that came back
@@ -68,13 +69,17 @@ func (m *machine) args() []string {
 		"no_timer_check",
 		"random.trust_cpu=on", initMarker + "=1", os.Getenv(envAppend),
 	}
-	return []string{
+	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm", "-smp", "3", "-m", m.memory,
 		"-kernel", m.kernel, "-initrd", m.initrd, "-append", strings.Join(words, " "),
 		"-serial", "stdio",
 		"-chardev", "socket,id=channel,fd=3", "-serial", "chardev:channel",
 	}
+	if m.disk != "" {
+		args = append(args, "-drive", "if=none,id=disk,format=raw,discard=unmap,file="+m.disk, "-device", "virtio-blk-pci,drive=disk")
+	}
+	return args
 }
 
 // event is what the goroutines that watch QEMU tell the one that decides.

@@ -124,12 +124,18 @@ func (p diskPeer) run(b *testing.B, j diskJob) (map[string]float64, error) {
 // disk and on QEMU's with an iothread, in turn.
 func BenchmarkDisk(b *testing.B) {
 	tools := needFio(b)
-	for _, queues := range []int{1, 2} {
-		b.Run(fmt.Sprintf("tmpfs/queues-%d", queues), func(b *testing.B) {
-			for b.Loop() {
-				compareDisks(b, "/dev/shm", tools, queues)
-			}
-		})
+	onDisk := os.TempDir()
+	if nested.Inside() {
+		onDisk = nested.DiskDir
+	}
+	for _, where := range []struct{ name, dir string }{{"tmpfs", "/dev/shm"}, {"disk", onDisk}} {
+		for _, queues := range []int{1, 2} {
+			b.Run(fmt.Sprintf("%s/queues-%d", where.name, queues), func(b *testing.B) {
+				for b.Loop() {
+					compareDisks(b, where.dir, tools, queues)
+				}
+			})
+		}
 	}
 }
 

@@ -21,6 +21,7 @@ func TestMain(m *testing.M) {
 		}
 	}
 	if nested.CurrentSuite() == nested.SuiteBench {
+		o.Disk = "512M" // for BenchmarkDisk
 		path, err := embedPath()
 		if err == nil && !nested.Inside() {
 			err = buildEmbed()

@@ -35,18 +35,20 @@ func buildEmbed() error {
 	return nil
 }
 
+// idle is how a script goes on for ever.
+const idle = "echo IDLE\nexec /bin/busybox sleep 100000\n"
+
 // idleInit boots to where nothing happens any more.
-const idleInit = `#!/bin/busybox sh
-echo IDLE
-exec /bin/busybox sleep 100000
-`
+const idleInit = "#!/bin/busybox sh\n" + idle
 
 // BenchmarkResident reports what a process with an idle guest of 1 vCPU and
-// 128 MiB has resident besides the guest's memory.
+// 128 MiB has resident besides the guest's memory; with a disk, whose driver has
+// read all of it, too.
 func BenchmarkResident(b *testing.B) {
 	embed, err := embedPath()
 	require.NoError(b, err)
 	kernel, initrd := asset(b, nested.KernelCloud61), initWith(b, idleInit)
+	withDisk := moduleInit(b, nested.KernelCloud61, diskModules, "dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null\n"+idle)
 	words := common + "quiet"
 	programs := []struct {
 		name string
@@ -54,6 +56,7 @@ func BenchmarkResident(b *testing.B) {
 	}{
 		{"embed", []string{embed, kernel, initrd, words}},
 		{"vole", []string{asset(b, nested.AssetVole), "run", "-k", kernel, "-i", initrd, "-m", "128M", "--cmdline", words}},
+		{"vole-disk", []string{asset(b, nested.AssetVole), "run", "-k", kernel, "-i", withDisk, "-m", "128M", "--cmdline", words, "--disk", image(b, 16<<20)}},
 	}
 	for _, p := range programs {
 		b.Run(p.name, func(b *testing.B) {

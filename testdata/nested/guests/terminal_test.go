@@ -157,10 +157,10 @@ func TestTerminal(t *testing.T) {
 	p.expect("vole: run: Ctrl-a x: the guest was ended")
 }
 
-// amount is how much a test sends of what the whole is: all of it on real KVM.
-// In the emulated host a byte costs up to half a millisecond.
+// amount is how much a test sends of what the whole is: all of it on real KVM and
+// in make soak. In the emulated host a byte costs up to half a millisecond.
 func amount(whole int) int {
-	if !nested.Inside() {
+	if !nested.Inside() || nested.CurrentSuite() == nested.SuiteSoak {
 		return whole
 	}
 	if nested.CurrentSuite() == nested.SuiteTest {
