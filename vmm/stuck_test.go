@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -81,6 +82,42 @@ func TestStuckDevice(t *testing.T) {
 		<-asked
 		finish(t, m, 1)
 	})
+}
+
+// TestStuckDeviceAlone: a device that hangs costs the others nothing: they come to
+// rest at once, what was in flight in them is done, and they are not blamed.
+func TestStuckDeviceAlone(t *testing.T) {
+	eachTransport(t, func(t *testing.T, tr Transport) {
+		dev := newStuck()
+		m, err := New(Config{KernelImage: payload(spin), Memory: 4 << 20, Devices: []virtio.Device{dev, rng.New(nil)}, Transport: tr})
+		require.NoError(t, err)
+		m.patience = 20 * time.Millisecond
+		first, second := reach(t, m, 0), reach(t, m, 1)
+		first.start()
+		second.start()
+		require.NoError(t, m.Start())
+		asked := make(chan struct{})
+		go func() {
+			defer close(asked)
+			first.setStatus(0)
+		}()
+		<-dev.resetting
+		err = m.Close()
+		assert.ErrorIs(t, err, ErrBusy)
+		assert.Equal(t, 1, strings.Count(err.Error(), "in flight"), err)
+		assert.NoError(t, m.virtio[1].f.Close(ended()), "it is at rest")
+		close(dev.let)
+		<-dev.over
+		<-asked
+		finish(t, m, 0)
+	})
+}
+
+// ended is a context that is over.
+func ended() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
 }
 
 // finish gives back what Close has left to a device that was stuck.

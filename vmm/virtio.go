@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/vole-vmm/vole/boot/acpi"
@@ -199,12 +200,20 @@ func (m *Machine) describeVirtio(d *acpi.Machine) {
 // pauseDevices stops the devices from taking requests and waits for those in
 // flight. ctx ends the wait early.
 func (m *Machine) pauseDevices(ctx context.Context) error {
+	return m.each(ctx, func(ctx context.Context, p plugged) error { return p.f.Pause(ctx) })
+}
+
+// each calls do for all devices at the same time, so that one that hangs costs the
+// others nothing, and waits for all, at most for the machine's patience.
+func (m *Machine) each(ctx context.Context, do func(context.Context, plugged) error) error {
 	ctx, cancel := context.WithTimeout(ctx, m.patience)
 	defer cancel()
-	var errs []error
-	for _, p := range m.virtio {
-		errs = append(errs, p.f.Pause(ctx))
+	errs := make([]error, len(m.virtio))
+	var all sync.WaitGroup
+	for i, p := range m.virtio {
+		all.Go(func() { errs[i] = do(ctx, p) })
 	}
+	all.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%w: %w", ErrBusy, err)
 	}
@@ -220,16 +229,7 @@ func (m *Machine) resumeDevices() {
 // restDevices ends what the devices do, for good. An error means that one of
 // them may still write to guest memory, which then must not be unmapped.
 func (m *Machine) restDevices() error {
-	ctx, cancel := context.WithTimeout(context.Background(), m.patience)
-	defer cancel()
-	var errs []error
-	for _, p := range m.virtio {
-		errs = append(errs, p.f.Close(ctx))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("%w: %w", ErrBusy, err)
-	}
-	return nil
+	return m.each(context.Background(), func(ctx context.Context, p plugged) error { return p.f.Close(ctx) })
 }
 
 // closeCards gives back the interrupts of the devices, after restDevices.
