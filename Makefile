@@ -145,6 +145,7 @@ soak: export VOLE_BIN := $(CURDIR)/bin/vole
 soak: export VOLE_SUITE := soak
 soak: build rig larger-deps ## guests and payloads in long loops
 	$(REQUIRE_KVM) $(GO) test -count=1 -timeout 6h ./...
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 1h $(RIG)
 	$(GO) test -v -count=1 -timeout 12h $(GUESTS)
 
 .PHONY: bench

@@ -30,10 +30,29 @@ func diskKernel() string {
 // disks.
 func diskMachine(t testing.TB, script string, more ...string) []string {
 	t.Helper()
-	kernel := diskKernel()
+	return diskGuest{diskKernel(), "pci"}.args(t, script, more...)
+}
+
+// diskGuest is a guest with disks: a kernel by its name among the assets, and how
+// the disks are reached.
+type diskGuest struct{ kernel, transport string }
+
+func (g diskGuest) args(t testing.TB, script string, more ...string) []string {
+	t.Helper()
 	return append([]string{
-		"run", "-k", asset(t, kernel), "-i", moduleInit(t, kernel, diskModules, script), "-m", "192M", "-a", "quiet", "--boot", "vmlinux",
+		"run", "-k", asset(t, g.kernel), "-i", moduleInit(t, g.kernel, diskModules, script), "-m", "192M", "-a", "quiet",
+		"--boot", "vmlinux", "--transport", g.transport,
 	}, more...)
+}
+
+// eachDiskGuest runs a test with one guest, and in the larger suites with all.
+func eachDiskGuest(t *testing.T, f func(t *testing.T, g diskGuest)) {
+	if nested.CurrentSuite() == nested.SuiteTest {
+		t.Parallel()
+		f(t, diskGuest{diskKernel(), "pci"})
+		return
+	}
+	diskKernels(t, func(t *testing.T, kernel, transport string) { f(t, diskGuest{kernel, transport}) })
 }
 
 // sparseImage makes an image where holes can be punched.
@@ -57,9 +76,10 @@ func allocated(t testing.TB, path string) int64 {
 
 // TestManyDisks: eight disks, one of them read-only and one that keeps nothing,
 // each written by its serial.
-func TestManyDisks(t *testing.T) {
-	t.Parallel()
-	args := diskMachine(t, `
+func TestManyDisks(t *testing.T) { eachDiskGuest(t, manyDisks) }
+
+func manyDisks(t *testing.T, g diskGuest) {
+	args := g.args(t, `
 for d in a b c d e f g h; do
 	s=$(cat /sys/block/vd$d/serial)
 	echo "disk $s" | dd of=/dev/vd$d bs=512 seek=7 conv=sync,fsync 2>/dev/null || echo REFUSED $s
@@ -93,11 +113,12 @@ dd if=/dev/vdg bs=512 skip=7 count=1 2>/dev/null | head -n 1 | sed 's/^/COW /'
 
 // TestSparseDisk: a disk of 3 TiB with next to nothing in it; what fstrim frees
 // is freed on the host.
-func TestSparseDisk(t *testing.T) {
-	t.Parallel()
+func TestSparseDisk(t *testing.T) { eachDiskGuest(t, sparseDisk) }
+
+func sparseDisk(t *testing.T, g diskGuest) {
 	const size = 3 << 40
 	huge, small := sparseImage(t, size), sparseImage(t, 128<<20)
-	res := vole(t, diskMachine(t, `
+	res := vole(t, g.args(t, `
 echo SIZE $(cat /sys/block/vda/size)
 echo far | dd of=/dev/vda bs=512 seek=6442450943 conv=sync,fsync 2>/dev/null
 dd if=/dev/vda bs=512 skip=6442450943 2>/dev/null | head -n 1 | sed 's/^/READ /'
@@ -115,7 +136,7 @@ echo FILLED
 	assert.Less(t, allocated(t, huge), int64(1<<20))
 	assert.Greater(t, filled, int64(40<<20), said)
 
-	again := vole(t, diskMachine(t, `
+	again := vole(t, g.args(t, `
 mount -t ext4 /dev/vda /mnt && rm /mnt/data; sync; fstrim /mnt && echo TRIMMED; umount /mnt
 `, "--disk", small)...)
 	said = "console: " + again.stdout + "\nstderr: " + again.stderr
@@ -126,10 +147,11 @@ mount -t ext4 /dev/vda /mnt && rm /mnt/data; sync; fstrim /mnt && echo TRIMMED; 
 
 // TestDiskGrows: a running guest sees that its disk has grown, and grows the
 // file system on it.
-func TestDiskGrows(t *testing.T) {
-	t.Parallel()
+func TestDiskGrows(t *testing.T) { eachDiskGuest(t, diskGrows) }
+
+func diskGrows(t *testing.T, g diskGuest) {
 	disk := image(t, 32<<20)
-	r := start(t, diskMachine(t, `
+	r := start(t, g.args(t, `
 /sbin/mke2fs -q -t ext4 /dev/vda && mount -t ext4 /dev/vda /mnt
 echo READY
 while [ $(cat /sys/block/vda/size) = 65536 ]; do usleep 100000; done
@@ -149,10 +171,11 @@ umount /mnt
 
 // TestDiskThatFails: an image that is cut short underneath gives I/O errors
 // where it ends; the rest of it and other disks go on, and vole lives.
-func TestDiskThatFails(t *testing.T) {
-	t.Parallel()
+func TestDiskThatFails(t *testing.T) { eachDiskGuest(t, diskThatFails) }
+
+func diskThatFails(t *testing.T, g diskGuest) {
 	bad, good := image(t, 16<<20), image(t, 1<<20)
-	r := start(t, diskMachine(t, `
+	r := start(t, g.args(t, `
 dd if=/dev/vda of=/dev/null bs=64k count=1 2>/dev/null && echo READY
 while ! dd if=/dev/vdb bs=512 count=1 2>/dev/null | grep -q go; do usleep 100000; echo 1 >/proc/sys/vm/drop_caches; done
 dd if=/dev/vda of=/dev/null bs=64k skip=100 count=100 2>/dev/null || echo READ FAILED

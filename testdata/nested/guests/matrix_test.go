@@ -13,6 +13,9 @@ import (
 	"github.com/vole-vmm/vole/boot"
 	"github.com/vole-vmm/vole/guest"
 	"github.com/vole-vmm/vole/testdata/nested"
+	"github.com/vole-vmm/vole/virtio"
+	"github.com/vole-vmm/vole/virtio/block"
+	"github.com/vole-vmm/vole/virtio/rng"
 	"github.com/vole-vmm/vole/vmm"
 )
 
@@ -123,6 +126,14 @@ func testChoice(t *testing.T, c choice) {
 	if way.mode != vmm.BootBzImage {
 		cfg.Cache = cacheWith(t, path)
 	}
+	// Of the guests some have a bus with something on it, so that its description
+	// is among what the kernel may warn of.
+	switch c.cpus {
+	case 2:
+		cfg.Devices = []virtio.Device{blankDisk(t), rng.New(nil)}
+	case 4:
+		cfg.Transport, cfg.Devices = vmm.TransportMMIO, []virtio.Device{blankDisk(t), rng.New(nil)}
+	}
 	m, err := vmm.New(cfg)
 	require.NoError(t, err)
 	defer m.Close()
@@ -146,6 +157,14 @@ func testChoice(t *testing.T, c choice) {
 	assert.Less(t, total, all)
 	assert.Greater(t, total, all-all/24-64<<10, "MemTotal is what the machine has less the kernel's own")
 	checkWarnings(t, c.kernel, console)
+}
+
+// blankDisk is a small disk in memory.
+func blankDisk(t *testing.T) virtio.Device {
+	t.Helper()
+	disk, err := block.New(block.NewMemory(1<<20), block.Options{})
+	require.NoError(t, err)
+	return disk
 }
 
 // stamped is a line of the kernel's.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/vole-vmm/vole/testdata/nested"
@@ -51,12 +52,13 @@ func BenchmarkResident(b *testing.B) {
 	withDisk := moduleInit(b, nested.KernelCloud61, diskModules, "dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null\n"+idle)
 	words := common + "quiet"
 	programs := []struct {
-		name string
-		args []string
+		name            string
+		most, anonymous float64 // MiB that are the goal; 0 is none
+		args            []string
 	}{
-		{"embed", []string{embed, kernel, initrd, words}},
-		{"vole", []string{asset(b, nested.AssetVole), "run", "-k", kernel, "-i", initrd, "-m", "128M", "--cmdline", words}},
-		{"vole-disk", []string{asset(b, nested.AssetVole), "run", "-k", kernel, "-i", withDisk, "-m", "128M", "--cmdline", words, "--disk", image(b, 16<<20)}},
+		{"embed", 5, 0, []string{embed, kernel, initrd, words}},
+		{"vole", 8, 3, []string{asset(b, nested.AssetVole), "run", "-k", kernel, "-i", initrd, "-m", "128M", "--cmdline", words}},
+		{"vole-disk", 8, 3, []string{asset(b, nested.AssetVole), "run", "-k", kernel, "-i", withDisk, "-m", "128M", "--cmdline", words, "--disk", image(b, 16<<20)}},
 	}
 	for _, p := range programs {
 		b.Run(p.name, func(b *testing.B) {
@@ -71,6 +73,10 @@ func BenchmarkResident(b *testing.B) {
 				require.NoError(b, cmd.Process.Kill())
 				_ = cmd.Wait()
 				require.True(b, came, "%s", out)
+				assert.LessOrEqual(b, rest, p.most, "MiB")
+				if p.anonymous > 0 {
+					assert.LessOrEqual(b, anonymous, p.anonymous, "MiB, anonymous")
+				}
 				b.ReportMetric(rest, "MiB")
 				b.ReportMetric(anonymous, "MiB-anonymous")
 				b.ReportMetric(guest, "MiB-guest")

@@ -122,7 +122,13 @@ type running struct {
 
 func start(t testing.TB, args ...string) *running {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), bootBound)
+	return startWithin(t, bootBound, args...)
+}
+
+// startWithin starts a vole command that is killed after bound.
+func startWithin(t testing.TB, bound time.Duration, args ...string) *running {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), bound)
 	r := &running{t: t, out: newWatched(), cancel: cancel}
 	r.cmd = exec.CommandContext(ctx, asset(t, nested.AssetVole), args...)
 	r.cmd.Env = append(os.Environ(), "VOLE_CACHE="+filepath.Join(t.TempDir(), "cache"))

@@ -1,14 +1,15 @@
 package guests
 
 import (
-	"context"
 	"crypto/sha256"
+	"errors"
 	"io"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,8 +17,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vole-vmm/vole/testdata/nested"
-	"github.com/vole-vmm/vole/vmm"
-	"github.com/vole-vmm/vole/vmm/spec"
 )
 
 // Bounds on the way down of a Debian system. The way up has bootBound.
@@ -78,7 +77,7 @@ func TestRootOnDisk(t *testing.T) {
 		t.Run(strings.TrimPrefix(kernel, "kernel-"), func(t *testing.T) {
 			disk := filepath.Join(t.TempDir(), "root.img")
 			copyFile(t, disk, base)
-			bootRoot(t, kernel, spec.Disk{File: disk})
+			bootRoot(t, kernel, disk)
 			for _, tc := range []struct {
 				args []string
 				want string
@@ -98,58 +97,44 @@ func TestRootOnDisk(t *testing.T) {
 	t.Run("cow", func(t *testing.T) {
 		nested.RequireSuite(t, nested.SuiteMatrix)
 		before := digest(t, base)
-		bootRoot(t, kernels[0], spec.Disk{File: base, COW: "memory"})
+		bootRoot(t, kernels[0], base+",cow=memory")
 		assert.Equal(t, before, digest(t, base))
 	})
 }
 
-// bootRoot boots a kernel with its root on the disk until the prompt, and presses
-// the button.
-func bootRoot(t *testing.T, kernel string, disk spec.Disk) {
+// bootRoot runs `vole run` for a kernel with its root on the disk until the prompt,
+// and presses the button.
+func bootRoot(t *testing.T, kernel, disk string) {
 	t.Helper()
-	image := needKernel(t, kernel)
-	cache := cacheWith(t, image)
-	machine := spec.Machine{
-		Kernel: image, Initrd: moduleInit(t, kernel, rootModules, toRoot),
-		Append: "quiet root=/dev/vda rw vole.word=here-i-was", Memory: "512M", CPUs: "2", Disks: []spec.Disk{disk},
-	}
-	cfg, err := machine.Config()
-	require.NoError(t, err)
-	out := newWatched()
-	cfg.Cache, cfg.ConsoleOut, cfg.Timeout = cache, out, bootBound+buttonBound
-	cfg.Devices, err = machine.Devices(nil)
-	require.NoError(t, err)
 	begin := time.Now()
-	m, err := vmm.New(cfg)
-	require.NoError(t, err)
-	defer m.Close()
-	require.NoError(t, m.Start())
+	r := startWithin(t, bootBound+buttonBound, "run", "-k", needKernel(t, kernel), "-i", moduleInit(t, kernel, rootModules, toRoot),
+		"-a", "quiet root=/dev/vda rw vole.word=here-i-was", "-m", "512M", "-c", "2", "--boot", "vmlinux", "--disk", disk)
+	ended := make(chan result, 1)
 	go func() {
-		_, _ = m.Wait(t.Context())
-		out.stop() // no prompt comes any more
+		_ = r.cmd.Wait()
+		r.out.stop() // no prompt comes any more
+		ended <- result{r.cmd.ProcessState.ExitCode(), r.out.String(), r.errs.String()}
 	}()
-	require.True(t, out.until("vole login: "), out.String())
+	require.True(t, r.out.until("vole login: "), r.out)
 	prompt := time.Since(begin)
 
 	// The prompt does not wait for logind, which listens to the button: as at a
 	// machine that one stands before, it is pressed until that shows.
-	ctx, cancel := context.WithTimeout(t.Context(), buttonBound)
-	defer cancel()
-	presses := 0
-	for {
-		require.NoError(t, m.PowerButton())
-		presses++
-		again, stop := context.WithTimeout(ctx, buttonEvery)
-		exit, err := m.Wait(again)
-		stop()
-		if err == nil {
-			assert.Equal(t, vmm.Exit{Reason: vmm.Poweroff}, exit, out.String())
-			break
+	again := time.NewTicker(buttonEvery)
+	defer again.Stop()
+	for presses := 1; ; presses++ {
+		if err := r.cmd.Process.Signal(syscall.SIGUSR2); !errors.Is(err, os.ErrProcessDone) {
+			require.NoError(t, err)
 		}
-		require.NoError(t, ctx.Err(), "the button did nothing:\n%s", out.String())
+		select {
+		case res := <-ended:
+			require.Equal(t, 0, res.code, "console: %s\nstderr: %s", res.stdout, res.stderr)
+			t.Logf("the prompt after %.1f s, the end %.1f s later; the button was pressed %d times",
+				prompt.Seconds(), (time.Since(begin) - prompt).Seconds(), presses)
+			return
+		case <-again.C:
+		}
 	}
-	t.Logf("the prompt after %.1f s, the end %.1f s later; the button was pressed %d times",
-		prompt.Seconds(), (time.Since(begin) - prompt).Seconds(), presses)
 }
 
 func copyFile(t testing.TB, to, from string) {

@@ -33,3 +33,12 @@ func TestBuiltInGuest(t *testing.T) {
 	assert.Contains(t, out.String(), "reboot: Power down")
 	assert.False(t, strings.Contains(errs.String(), "error"), errs.String())
 }
+
+// TestDoctor: where a stock kernel boots, which is here, doctor finds nothing to
+// complain of.
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	r := vole(t, "doctor")
+	assert.Equal(t, 0, r.code, "%s%s", r.stdout, r.stderr)
+	assert.Contains(t, r.stdout, "/dev/kvm")
+}
