@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/bits"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/vole-vmm/vole/boot"
@@ -81,7 +82,8 @@ type Config struct {
 	// set, is used instead: the images are loaded behind each other.
 	Initrd  string
 	Initrds []boot.Image
-	// Cmdline is the whole kernel command line; empty is DefaultCmdline.
+	// Cmdline is the whole kernel command line; empty is DefaultCmdline. With
+	// TransportMMIOCommandLine the devices' words come before it.
 	Cmdline string
 	Boot    BootMode
 	// Entry64 enters a vmlinux by its 64-bit entry even where it has a PVH
@@ -163,7 +165,8 @@ func refused(err error) error {
 // inputErrors are what boot and the file system find wrong with what is to be
 // booted.
 var inputErrors = []error{
-	fs.ErrNotExist, fs.ErrPermission, boot.ErrNotFile, boot.ErrEmpty, boot.ErrNotKernel, boot.ErrWrongArch,
+	fs.ErrNotExist, fs.ErrPermission, syscall.ENOTDIR, syscall.ELOOP, syscall.ENAMETOOLONG,
+	boot.ErrNotFile, boot.ErrEmpty, boot.ErrNotKernel, boot.ErrWrongArch,
 	boot.ErrUnsupported, boot.ErrMalformed, boot.ErrTruncated, boot.ErrTooBig, boot.ErrCmdline, boot.ErrParams,
 }
 
@@ -235,7 +238,7 @@ func (c *Config) validatePlain() error {
 		return bad("memory backing", "%v is neither anonymous nor memfd", c.Backing)
 	case c.Huge < memory.HugeAdvise || c.Huge > memory.HugeReserved:
 		return bad("huge pages", "%v is none of advise, never and reserved", c.Huge)
-	case c.Transport != TransportPCI && c.Transport != TransportMMIO:
+	case c.Transport < TransportPCI || c.Transport > TransportMMIOCommandLine:
 		return bad("transport", "%v is not one of %s", c.Transport, strings.Join(transports, ", "))
 	case len(c.Devices) > c.Transport.MaxDevices():
 		return bad("devices", "%d are too many: %v has room for %d", len(c.Devices), c.Transport, c.Transport.MaxDevices())

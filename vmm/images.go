@@ -50,7 +50,7 @@ func (c *Config) openImages() (*images, error) {
 		KernelName: c.Kernel,
 		Initrd:     c.Initrds,
 		InitrdName: c.Initrd,
-		Cmdline:    c.Cmdline,
+		Cmdline:    c.deviceWords() + c.Cmdline,
 		RSDP:       acpiBase,
 		ForceELF64: c.Entry64,
 	}}

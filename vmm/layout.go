@@ -58,4 +58,7 @@ const (
 )
 
 func mmioBase(slot int) uint64 { return mmioFirst + uint64(slot)*mmio.Size }
-func mmioGSI(slot int) uint32  { return mmioFirstGSI + uint32(slot) }
+
+// legacyGSIs are the pins that a kernel without ACPI has drivers use: those of the
+// two interrupt controllers of a PC behind the GED's, but the clock's.
+var legacyGSIs = []uint32{6, 7, 9, 10, 11, 12, 13, 14, 15}

@@ -27,9 +27,13 @@ const (
 	// TransportMMIO gives each a page of registers, which ACPI names to the
 	// guest.
 	TransportMMIO
+	// TransportMMIOCommandLine does so on the kernel's command line, for kernels
+	// without ACPI; they need CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES, which
+	// distributions leave out.
+	TransportMMIOCommandLine
 )
 
-var transports = []string{TransportPCI: "pci", TransportMMIO: "mmio"}
+var transports = []string{TransportPCI: "pci", TransportMMIO: "mmio", TransportMMIOCommandLine: "mmio-cmdline"}
 
 func (t Transport) String() string {
 	if t < 0 || int(t) >= len(transports) {
@@ -49,12 +53,36 @@ func ParseTransport(s string) (Transport, error) {
 }
 
 // MaxDevices is how many virtio devices a machine can have: on PCI the bridge
-// takes a number of its own, on MMIO each device needs an interrupt pin.
+// takes a number of its own, on MMIO each device needs an interrupt pin, and a
+// kernel without ACPI knows the first sixteen.
 func (t Transport) MaxDevices() int {
-	if t == TransportMMIO {
+	switch t {
+	case TransportMMIO:
 		return mmioSlots
+	case TransportMMIOCommandLine:
+		return len(legacyGSIs)
 	}
 	return pci.MaxDevices - 1
+}
+
+// mmioGSI is the interrupt of an MMIO slot.
+func (t Transport) mmioGSI(slot int) uint32 {
+	if t == TransportMMIOCommandLine {
+		return legacyGSIs[slot]
+	}
+	return mmioFirstGSI + uint32(slot)
+}
+
+// deviceWords are what the kernel's command line begins with, so that the kernel
+// finds the devices: before the "--" that it may have.
+func (c *Config) deviceWords() string {
+	var words strings.Builder
+	if c.Transport == TransportMMIOCommandLine {
+		for slot := range c.Devices {
+			fmt.Fprintf(&words, "virtio_mmio.device=%d@%#x:%d ", mmio.Size, mmioBase(slot), c.Transport.mmioGSI(slot))
+		}
+	}
+	return words.String()
 }
 
 // drainPatience bounds the wait for requests in flight when the machine pauses
@@ -163,7 +191,7 @@ func (m *Machine) bind(e kvm.IOEventFD, on bool) {
 }
 
 func (m *Machine) plugMMIO(slot int, dev virtio.Device) error {
-	line, err := m.line(mmioGSI(slot))
+	line, err := m.line(m.cfg.Transport.mmioGSI(slot))
 	if err != nil {
 		return err
 	}
@@ -192,8 +220,11 @@ func (m *Machine) describeVirtio(d *acpi.Machine) {
 		}
 		return
 	}
+	if m.cfg.Transport == TransportMMIOCommandLine {
+		return
+	}
 	for slot := range m.virtio {
-		d.VirtioMMIO = append(d.VirtioMMIO, acpi.MMIO{Base: mmioBase(slot), Size: mmio.Size, GSI: mmioGSI(slot)})
+		d.VirtioMMIO = append(d.VirtioMMIO, acpi.MMIO{Base: mmioBase(slot), Size: mmio.Size, GSI: m.cfg.Transport.mmioGSI(slot)})
 	}
 }
 

@@ -40,6 +40,24 @@ func devicesOf(n int) []virtio.Device {
 	return list
 }
 
+// TestDevicesAreDescribed: a kernel learns of devices on MMIO from ACPI or from its
+// command line, never from both.
+func TestDevicesAreDescribed(t *testing.T) {
+	eachTransport(t, func(t *testing.T, tr Transport) {
+		m, err := New(Config{KernelImage: payload(spin), Memory: 4 << 20, Cmdline: "quiet -- for init", Devices: devicesOf(3), Transport: tr})
+		require.NoError(t, err)
+		defer m.Close()
+		tables, err := m.mem.Slice(acpiBase, acpiSize)
+		require.NoError(t, err)
+		low, err := m.mem.Slice(0, 1<<20)
+		require.NoError(t, err)
+		words := "virtio_mmio.device=4096@0xc0001000:6 virtio_mmio.device=4096@0xc0002000:7 virtio_mmio.device=4096@0xc0003000:9 quiet -- for init\x00"
+		assert.Equal(t, tr == TransportMMIO, bytes.Contains(tables, []byte("LNRO0005")))
+		assert.Equal(t, tr == TransportMMIOCommandLine, bytes.Contains(low, []byte(words)))
+		assert.Equal(t, tr == TransportPCI, bytes.Contains(tables, []byte("MCFG")))
+	})
+}
+
 func TestWindow64(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -288,7 +306,7 @@ func (c *card) start() {
 		chip, err := c.m.vm.IRQChip(kvm.ChipIOAPIC)
 		require.NoError(c.t, err)
 		s := chip.IOAPIC()
-		s.Redirection[mmioGSI(c.slot)] = ringVector
+		s.Redirection[c.m.cfg.Transport.mmioGSI(c.slot)] = ringVector
 		chip.SetIOAPIC(s)
 		require.NoError(c.t, c.m.vm.SetIRQChip(&chip))
 	}
