@@ -7,6 +7,7 @@
 //   - stream.go: inherited descriptors as readers and writers whose waits can be ended
 //   - terminal.go, guard.go, escape.go: the raw terminal, what restores it in every ending, Ctrl-a
 //   - session.go, signals.go: one run of a machine, from its creation to the exit code
+//   - files.go, stderr.go: the files that a run writes, and its own words
 //   - report.go: what --report writes
 //
 // stdout belongs to the guest (and to the answer of commands such as version); everything vole says

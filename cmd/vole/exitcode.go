@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/vole-vmm/vole/vmm"
 	"github.com/vole-vmm/vole/vmm/spec"
@@ -82,7 +83,8 @@ func guestCode(e vmm.Exit) int {
 // oneLine makes an error a single line that can't steer the terminal it is printed on.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		const lineSeparator, paragraphSeparator = '\u2028', '\u2029'
+		if unicode.IsControl(r) || r == lineSeparator || r == paragraphSeparator {
 			return ' '
 		}
 		return r

@@ -58,7 +58,7 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 		f.given = append(f.given, func(m *spec.Machine) { m.Disks = append(m.Disks, d) })
 		return err
 	}}, "disk", "a disk, the first one being the guest's vda (repeatable): "+spec.DiskUsage)
-	text("transport", "", "WAY", "how the guest reaches its virtio devices: pci (default) or mmio",
+	text("transport", "", "WAY", "how the guest reaches its virtio devices: pci (default), mmio, or mmio-cmdline (named on the kernel's command line, for kernels without ACPI)",
 		func(m *spec.Machine, s string) { m.Transport = s })
 	fs.BoolFunc("rng", "give the guest a source of entropy", func(s string) error {
 		on, err := parseBool(s)

@@ -2,7 +2,9 @@ package main
 
 import (
 	"log/slog"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/vole-vmm/vole/virtio"
 	"github.com/vole-vmm/vole/vmm"
@@ -14,24 +16,76 @@ type live struct {
 	mu      sync.Mutex
 	machine *vmm.Machine // nil between two
 	devices []virtio.Device
+	refresh *refresh // that looks at the disks now, or nil
 }
 
-// set says which machine runs, nil for none.
+// refresh is one goroutine that looks at the disks of a machine.
+type refresh struct {
+	again bool          // asked for since it began; under live's lock
+	done  chan struct{} // closed at its end
+}
+
+// refreshBound is how long a machine's end waits for a look at its disks. Where a file system doesn't
+// answer, the goroutine is left behind; it ends when that does.
+const refreshBound = time.Second
+
+// set says which machine runs, nil for none. A look at the disks of the one before is at its end then,
+// or given up.
 func (l *live) set(m *vmm.Machine, devices []virtio.Device) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.machine, l.devices = m, devices
+	r := l.refresh
+	l.refresh = nil
+	if r != nil {
+		r.again = false
+	}
+	l.mu.Unlock()
+	if r == nil {
+		return
+	}
+	bound := time.NewTimer(refreshBound)
+	defer bound.Stop()
+	select {
+	case <-r.done:
+	case <-bound.C:
+	}
 }
 
-// resizeDisks looks again how large the images are, and tells the guest (SIGUSR1).
+// resizeDisks begins to look again how large the images are, and to tell the guest (SIGUSR1).
 func (l *live) resizeDisks(log *slog.Logger) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, d := range l.devices {
-		if r, ok := d.(interface{ Refresh() error }); ok {
-			if err := r.Refresh(); err != nil {
-				log.Warn("the size of a disk is not known anew", "error", err)
+	if l.refresh != nil {
+		l.refresh.again = true
+		return
+	}
+	if len(l.devices) == 0 {
+		return
+	}
+	l.refresh = &refresh{done: make(chan struct{})}
+	go l.runRefresh(l.refresh, slices.Clone(l.devices), log)
+}
+
+// runRefresh looks at the disks until nobody has asked for it again meanwhile.
+func (l *live) runRefresh(r *refresh, devices []virtio.Device, log *slog.Logger) {
+	defer close(r.done)
+	for {
+		for _, d := range devices {
+			if disk, ok := d.(interface{ Refresh() error }); ok {
+				if err := disk.Refresh(); err != nil {
+					log.Warn("the size of a disk is not known anew", "error", err)
+				}
 			}
+		}
+		l.mu.Lock()
+		again := r.again
+		r.again = false
+		if !again && l.refresh == r {
+			l.refresh = nil
+		}
+		l.mu.Unlock()
+		if !again {
+			return
 		}
 	}
 }

@@ -28,7 +28,9 @@ func commandLine(args []string) int {
 	if err != nil {
 		var exit *exitError
 		if !errors.As(err, &exit) || exit.err != nil {
-			fmt.Fprintf(os.Stderr, "%s: %s\n", commandName(cmd), oneLine(err.Error()))
+			stderr, done := newStderr(os.Stderr)
+			fmt.Fprintf(stderr, "%s: %s\n", commandName(cmd), oneLine(err.Error()))
+			done()
 		}
 	}
 	return exitCode(err)

@@ -38,6 +38,10 @@ func TestMain(m *testing.M) {
 		}
 		main()
 	}
+	if signal.Ignored(syscall.SIGHUP) {
+		// Under nohup: the commands are to have the default action.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	}
 	os.Exit(m.Run())
 }
 
@@ -102,6 +106,9 @@ func TestBadUsage(t *testing.T) {
 	config := file(t, "machine.json", []byte(`{"kernel": "k", "memory": "1X"}`))
 	unknown := file(t, "unknown.json", []byte(`{"dish": "d"}`))
 	kernel := file(t, "kernel", payload(powerOff()))
+	loop := filepath.Join(dir, "loop")
+	require.NoError(t, os.Symlink(loop, loop))
+	long := strings.Repeat("x", 256)
 	for name, tc := range map[string]struct {
 		args []string
 		want []string
@@ -119,6 +126,10 @@ func TestBadUsage(t *testing.T) {
 		"kernel is a directory": {[]string{"run", "-k", dir}, []string{dir, "directory"}},
 		"kernel is empty":       {[]string{"run", "-k", empty}, []string{empty, "empty"}},
 		"kernel is text":        {[]string{"run", "-k", text}, []string{text, "not a Linux kernel"}},
+		"kernel in a file":      {[]string{"run", "-k", text + "/x"}, []string{text + "/x", "not a directory"}},
+		"kernel in a loop":      {[]string{"run", "-k", loop}, []string{loop, "too many levels of symbolic links"}},
+		"kernel's name long":    {[]string{"run", "-k", long}, []string{long, "file name too long"}},
+		"initrd in a file":      {[]string{"run", "-k", kernel, "-i", text + "/x"}, []string{text + "/x", "not a directory"}},
 		"no such initrd":        {[]string{"run", "-k", kernel, "-i", "/nowhere/initrd"}, []string{"/nowhere/initrd", "no such file"}},
 		"initrd too large":      {[]string{"run", "-k", kernel, "-i", bigFile(t, 8<<20), "-m", "4M"}, []string{"initrd"}},
 		"command line too long": {[]string{"run", "-k", kernel, "-i", text, "-a", strings.Repeat("word ", 1<<13)}, []string{"command line"}},
@@ -177,10 +188,20 @@ func TestBadInputCreatesNothing(t *testing.T) {
 }
 
 func TestErrorsCantSteerTheTerminal(t *testing.T) {
-	r := vole(t, "run", "-k", "/nowhere/\x1b[31m\nred")
-	assert.Equal(t, codeUsage, r.code)
-	assert.NotContains(t, r.stderr, "\x1b")
-	assert.Equal(t, 1, strings.Count(r.stderr, "\n"))
+	for name, evil := range map[string]string{
+		"escape": "\x1b", "line": "\n", "delete": "\x7f",
+		"C1 control": "\u009b", "C1 next line": "\u0085", "C1 in one byte": "\x9b",
+		"line separator": "\u2028", "paragraph separator": "\u2029",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := vole(t, "run", "-k", "/nowhere/"+evil+"[31mred")
+			assert.Equal(t, codeUsage, r.code)
+			assert.Contains(t, r.stderr, "[31mred")
+			line, ended := strings.CutSuffix(r.stderr, "\n")
+			assert.True(t, ended)
+			assert.False(t, strings.Contains(line, evil), "%q", line)
+		})
+	}
 }
 
 func TestVersion(t *testing.T) {

@@ -5,17 +5,14 @@ import (
 	"os"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // guestOutput is where the guest's console goes. Its first error, other than that of a deadline,
 // ends the run: a guest whose output nobody can have is not run on unseen.
 type guestOutput struct {
 	name   string
-	stream *stream // nil until open, with --console
-	file   int     // the descriptor that open made, if it did
-	opened bool
+	stream *stream     // nil until open, with --console
+	file   *outputFile // that of --console, or nil
 	failed func(error)
 
 	mu       sync.Mutex
@@ -23,33 +20,12 @@ type guestOutput struct {
 	inLine   bool // the last byte was not the end of a line
 }
 
-// open creates or truncates the file. A FIFO is not waited for: it needs a reader already.
-func (g *guestOutput) open(path string) error {
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0o644)
-	for err == unix.EINTR {
-		fd, err = unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0o644)
-	}
-	if err == unix.ENXIO {
-		return &os.PathError{Op: "open", Path: path, Err: errors.New("nobody reads this FIFO")}
-	}
-	if err != nil {
-		return &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	s, err := newStream(fd, os.O_WRONLY)
-	if err != nil {
-		_ = unix.Close(fd)
-		return &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	g.stream, g.file, g.opened = s, fd, true
-	return nil
-}
-
 func (g *guestOutput) close() {
-	if g.stream != nil {
+	switch {
+	case g.file != nil:
+		g.file.close()
+	case g.stream != nil:
 		_ = g.stream.Close()
-	}
-	if g.opened {
-		_ = unix.Close(g.file)
 	}
 }
 
@@ -88,7 +64,7 @@ func (g *guestOutput) SetWriteDeadline(t time.Time) error {
 func (g *guestOutput) endLine(stderr *lineWriter) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.inLine && !g.opened && stderr.tty && isTerminal(int(os.Stdout.Fd())) {
+	if g.inLine && g.file == nil && stderr.tty && isTerminal(int(os.Stdout.Fd())) {
 		_, _ = stderr.Write([]byte("\n"))
 		g.inLine = false
 	}

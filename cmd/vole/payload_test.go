@@ -66,7 +66,10 @@ var (
 )
 
 // echo writes what comes in on COM1 out on it; 'q' powers off.
-func echo() []byte {
+func echo() []byte { return echoUntil(powerOff()) }
+
+// echoUntil is echo with another end.
+func echoUntil(end []byte) []byte {
 	code := []byte{
 		0x66, 0xba, 0xfd, 0x03, // mov dx, 0x3fd
 		0xec,       // in al, dx
@@ -79,7 +82,7 @@ func echo() []byte {
 		0xee,       // out dx, al
 		0xeb, 0xeb, // jmp to the first mov
 	}
-	return append(code, powerOff()...)
+	return append(code, end...)
 }
 
 // flood writes "x" without end.

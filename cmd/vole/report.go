@@ -124,46 +124,44 @@ func (r *runReport) text() []byte {
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 func mib(n uint64) float64       { return float64(n) / (1 << 20) }
 
-// reportFile is the value of --report.
-type reportFile struct {
-	path string // "" is none, "-" stderr
-	file *os.File
+// reportOnStderr is the value of --report for a report on stderr.
+const reportOnStderr = "-"
+
+// report is what --report asks for.
+type report struct {
+	file   outputFile // of no name if there is none, or on stderr
+	stderr bool
 }
 
-func (f *reportFile) wanted() bool { return f.path != "" }
-
-// open creates the file, if there is to be one and it isn't open yet.
-func (f *reportFile) open() error {
-	if f.path == "" || f.path == "-" || f.file != nil {
-		return nil
+func newReport(value string) report {
+	r := report{file: outputFile{flag: "report", path: value}, stderr: value == reportOnStderr}
+	if r.stderr {
+		r.file.path = ""
 	}
-	var err error
-	f.file, err = os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	return err
+	return r
 }
 
-// write writes the report to where it belongs.
-func (f *reportFile) write(r *runReport, stderr io.Writer) error {
-	if !f.wanted() {
-		return nil
-	}
-	if f.path == "-" {
-		_, err := stderr.Write(r.text())
+func (r *report) wanted() bool { return r.stderr || r.file.path != "" }
+
+// write writes the report to where it belongs, and closes its file, which has to be open.
+func (r *report) write(run *runReport, stderr io.Writer) error {
+	if r.stderr {
+		_, err := stderr.Write(run.text())
 		return err
 	}
-	if err := f.open(); err != nil {
-		return err
+	defer r.file.close()
+	text := run.text()
+	if strings.HasSuffix(r.file.path, ".json") {
+		var b bytes.Buffer
+		if err := writeJSON(&b, run); err != nil {
+			return err
+		}
+		text = b.Bytes()
 	}
-	var err error
-	if strings.HasSuffix(f.path, ".json") {
-		err = writeJSON(f.file, r)
-	} else {
-		_, err = f.file.Write(r.text())
+	if _, err := (&boundedWriter{stream: r.file.stream}).Write(text); err != nil {
+		return r.file.fail("write", err)
 	}
-	if cerr := f.file.Close(); err == nil {
-		err = cerr
-	}
-	return err
+	return nil
 }
 
 // resident is the memory of this process that is in RAM, in bytes.

@@ -20,10 +20,12 @@ whether it is. Without --initrd and --disk the guest is vole itself: it prints w
 machine on one screen and powers off.
 
 A --disk is a raw image or a block device, locked while vole has it: one writer, or any number of
-readers (,ro). With ,cow what the guest writes is kept apart and dropped at the end. A qcow2 image
-can be read, if ,format=qcow2 says what it is. Distribution kernels have the disk's driver as a
-module: they need an initrd that loads it before they can mount their root. SIGUSR1 makes vole look
-again how large the images are and tell the guest; SIGUSR2 presses the machine's power button.
+readers (,ro). With ,cow what the guest writes is kept apart and dropped at the end: in a nameless
+file in the directory for temporary files, or with cow=memory in RAM, of which such disks take at
+most half of what the host has, or each its cow-limit. A qcow2 image can be read, if ,format=qcow2
+says what it is. Distribution kernels have the disk's driver as a module: they need an initrd that
+loads it before they can mount their root. SIGUSR1 makes vole look again how large the images are
+and tell the guest; SIGUSR2 presses the machine's power button.
 
 stdout is the guest's console; everything that vole says goes to stderr. When stdout can't be
 written any more (the reader of a pipe is gone, the disk is full), the guest is ended with exit
@@ -92,14 +94,15 @@ func (f *runFlags) run() error {
 		cfg:     cfg,
 		machine: machine,
 		restart: machine.Restart(),
-		console: machine.Console,
-		report:  reportFile{path: f.report},
+		console: outputFile{flag: "console", path: machine.Console},
+		report:  newReport(f.report),
 		started: processStart(),
 	}
-	if s.console == "" {
+	if s.console.path == "" {
 		s.term = openTerminal(int(os.Stdin.Fd()))
 	}
 	s.stderr = newLineWriter(os.Stderr, s.term)
+	defer s.stderr.close()
 	if err := f.complete(s); err != nil {
 		return err
 	}

@@ -172,6 +172,28 @@ func TestConsoleFileRefused(t *testing.T) {
 	}
 }
 
+// TestRestartWithoutItsDisk: between two machines a disk that is gone is the host's fault, for
+// something was started, and the report is written.
+func TestRestartWithoutItsDisk(t *testing.T) {
+	disk := file(t, "disk.img", make([]byte, 4096))
+	report := filepath.Join(t.TempDir(), "report.json")
+	args := machineArgs(t, append(say("up\n"), echoUntil(reset())...), "--on-reset", "restart", "--disk", disk, "--report", report)
+	wait, stdin, stdout, _, stderr := start(t, args...)
+	assert.Equal(t, "up\n", readLine(t, stdout))
+	require.NoError(t, os.Remove(disk))
+	_, err := io.WriteString(stdin, "q")
+	require.NoError(t, err)
+	rest, err := io.ReadAll(stdout)
+	require.NoError(t, err)
+	assert.Empty(t, rest)
+	assert.Equal(t, codeHost, wait(), stderr)
+	assert.Contains(t, stderr.String(), "vole: run: the guest reset and can't be started again: --disk: ")
+	got := readReport(t, report)
+	assert.EqualValues(t, codeHost, got["exit_code"])
+	assert.EqualValues(t, 1, got["restarts"])
+	assert.Contains(t, got["message"], disk)
+}
+
 func TestConfigFile(t *testing.T) {
 	args := machineArgs(t, debugExit(9))
 	config, err := json.Marshal(map[string]any{"kernel": args[2], "initrd": args[4], "memory": 16 << 20, "cpus": 2})

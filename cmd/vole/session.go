@@ -27,8 +27,8 @@ type session struct {
 	cfg     vmm.Config
 	machine spec.Machine // what cfg was made of, for its devices
 	restart bool
-	console string // a file instead of stdout, or ""
-	report  reportFile
+	console outputFile // instead of stdout, if it has a name
+	report  report
 	started time.Time
 	builtin io.Closer // the built-in guest's initramfs, or nil
 
@@ -68,14 +68,35 @@ func (s *session) run() error {
 	}
 	s.last.finish(err, s.restarts)
 	if exitCode(err) != codeUsage {
-		if rerr := s.report.write(&s.last, s.stderr); rerr != nil && err == nil {
-			err = fmt.Errorf("--report: %w", rerr)
+		rerr := s.writeReport()
+		switch {
+		case rerr == nil:
+		case err == nil:
+			err = rerr
+		default:
+			// How the guest ended is the exit code.
+			fmt.Fprintf(s.stderr, "vole: run: warning: %s\n", oneLine(rerr.Error()))
 		}
 	}
 	if s.last.Boot.Missed && ctx.Err() == nil {
 		s.fillCache(ctx)
 	}
 	return err
+}
+
+// writeReport writes the report, if there is to be one. The error names the flag.
+func (s *session) writeReport() error {
+	if !s.report.wanted() {
+		return nil
+	}
+	// It isn't open yet if there was no machine to run.
+	if err := s.openOutputs(&s.report.file); err != nil {
+		return err
+	}
+	if err := s.report.write(&s.last, s.stderr); err != nil {
+		return fmt.Errorf("--%s: %w", s.report.file.flag, err)
+	}
+	return nil
 }
 
 // machines runs one machine after the other until one ends for good.
@@ -90,6 +111,10 @@ func (s *session) machines(ctx context.Context) error {
 			s.cfg.Timeout = max(time.Until(deadline), time.Nanosecond)
 		}
 		exit, err := s.once(ctx)
+		if err != nil && s.restarts > 0 && exitCode(err) == codeUsage {
+			// It was right when the first machine was started.
+			return &exitError{codeHost, fmt.Errorf("the guest reset and can't be started again: %w", err)}
+		}
 		if err != nil {
 			return err
 		}
@@ -128,6 +153,10 @@ func (s *session) once(ctx context.Context) (exit vmm.Exit, err error) {
 	}
 	if s.cfg.Devices, err = s.devices(); err != nil {
 		return exit, err
+	}
+	if exit, over := s.unpack(ctx); over {
+		closeDevices(s.cfg.Devices)
+		return exit, nil
 	}
 	m, err := vmm.New(s.cfg) // the devices are its own from here on
 	if err != nil {
@@ -229,6 +258,43 @@ func describe(e vmm.Exit) string {
 // fillBound bounds the unpacking of a kernel, and the wait for another vole that is at it. XZ takes 5 s.
 const fillBound = time.Minute
 
+// unpack puts the kernel into the cache where it is to be booted from there, as vmm.New would, but
+// only as long as the run may take, and it is not ended: another vole may hold the cache's lock. Where
+// that fails, New says why. over says that the run ends here.
+func (s *session) unpack(ctx context.Context) (exit vmm.Exit, over bool) {
+	if s.cfg.Boot != vmm.BootVMLinux || s.cfg.Cache == nil {
+		return exit, false
+	}
+	if _, ok, err := s.cfg.Cache.Lookup(s.cfg.Kernel); ok || err != nil {
+		return exit, false
+	}
+	within := ctx
+	if s.cfg.Timeout > 0 {
+		began := time.Now()
+		defer func() { s.cfg.Timeout = max(s.cfg.Timeout-time.Since(began), time.Nanosecond) }()
+		var cancel context.CancelFunc
+		within, cancel = context.WithTimeout(ctx, s.cfg.Timeout)
+		defer cancel()
+	}
+	_ = s.cfg.Cache.FillContext(within, s.cfg.Kernel)
+	switch {
+	case ctx.Err() != nil:
+		return vmm.Exit{Reason: vmm.Killed}, true
+	case within.Err() != nil:
+		return vmm.Exit{Reason: vmm.Timeout}, true
+	}
+	return exit, false
+}
+
+// closeDevices is for devices that no machine has taken.
+func closeDevices(list []virtio.Device) {
+	for _, d := range list {
+		if c, ok := d.(io.Closer); ok {
+			_ = c.Close()
+		}
+	}
+}
+
 // fillCache unpacks the kernel for the next run. The guest's end stands, whatever comes of this.
 func (s *session) fillCache(ctx context.Context) {
 	// Another vole may hold the cache's lock, and be stopped.
@@ -269,8 +335,8 @@ func (s *session) openStreams() error {
 		}
 		return err
 	}
-	if s.console != "" {
-		s.out = &guestOutput{name: s.console, failed: s.outputFailed}
+	if s.console.path != "" {
+		s.out = &guestOutput{name: s.console.path, file: &s.console, failed: s.outputFailed}
 		return nil
 	}
 	out, err := newStream(int(os.Stdout.Fd()), os.O_WRONLY)
@@ -287,16 +353,14 @@ func (s *session) openStreams() error {
 	return nil
 }
 
-// openFiles creates the files that the run writes: not before it is known that there is a machine
+// openFiles opens the files that the run writes: not before it is known that there is a machine
 // to run.
 func (s *session) openFiles() error {
-	if s.console != "" && s.out.stream == nil {
-		if err := s.out.open(s.console); err != nil {
-			return &usageError{fmt.Errorf("--console: %w", err)}
-		}
+	if err := s.openOutputs(&s.console, &s.report.file); err != nil {
+		return &usageError{err}
 	}
-	if err := s.report.open(); err != nil {
-		return &usageError{fmt.Errorf("--report: %w", err)}
+	if s.out.file != nil {
+		s.out.stream = s.out.file.stream
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ var signalNames = map[os.Signal]string{
 //
 //   - SIGINT, SIGTERM, SIGHUP and SIGQUIT cancel the run with 128 and their number as the exit code
 //     (SIGQUIT prints all goroutines first); the second of them gives the terminal back and ends
-//     the process there and then.
+//     the process there and then. SIGHUP stays ignored where it was from the start.
 //   - SIGUSR1 and SIGUSR2 are for the guest that runs: see [live].
 //   - SIGTSTP and SIGCONT, where stdin is a terminal, give it back and take it again.
 //   - SIGPIPE, SIGTTIN and SIGTTOU are ignored: a broken stdout is the error that the write
@@ -47,7 +47,10 @@ func ignoreStops() { signal.Ignore(syscall.SIGPIPE, syscall.SIGTTIN, syscall.SIG
 // watchSignals begins. exit ends the process; it does not return.
 func watchSignals(cancel context.CancelCauseFunc, term *terminal, guest *live, stderr io.Writer, log *slog.Logger, exit func(int)) *signals {
 	s := &signals{ch: make(chan os.Signal, 8), done: make(chan struct{})}
-	signal.Notify(s.ch, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2)
+	if !signal.Ignored(syscall.SIGHUP) { // by nohup
+		signal.Notify(s.ch, syscall.SIGHUP)
+	}
+	signal.Notify(s.ch, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2)
 	if term != nil {
 		signal.Notify(s.ch, syscall.SIGTSTP, syscall.SIGCONT)
 	}

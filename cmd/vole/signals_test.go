@@ -5,6 +5,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -26,6 +29,41 @@ func TestSecondSignal(t *testing.T) {
 	assert.Empty(t, codes)
 	require.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGTERM))
 	assert.Equal(t, 143, <-codes)
+}
+
+// TestHangupIgnored: what nohup asks for is kept.
+func TestHangupIgnored(t *testing.T) {
+	cmd := command(t, machineArgs(t, append(say("up\n"), echo()...))...)
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skipf("needs a shell: %v", err)
+	}
+	cmd.Args = append([]string{"sh", "-c", `trap "" HUP; exec "$0" "$@"`, cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = sh
+	in, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	assert.Equal(t, "up\n", readLine(t, out))
+
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/status")
+	require.NoError(t, err)
+	_, mask, _ := strings.Cut(string(status), "SigIgn:\t")
+	mask, _, _ = strings.Cut(mask, "\n")
+	ignored, err := strconv.ParseUint(mask, 16, 64)
+	require.NoError(t, err)
+	assert.NotZero(t, ignored&(1<<(syscall.SIGHUP-1)), "SIGHUP is ignored still")
+
+	require.NoError(t, cmd.Process.Signal(syscall.SIGHUP))
+	_, err = io.WriteString(in, "on\n")
+	require.NoError(t, err)
+	assert.Equal(t, "on\n", readLine(t, out))
+	_, err = io.WriteString(in, "q")
+	require.NoError(t, err)
+	_ = cmd.Wait()
+	assert.Equal(t, codeOK, cmd.ProcessState.ExitCode())
 }
 
 func TestOrphaned(t *testing.T) {

@@ -1,9 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"io"
-	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -169,30 +166,4 @@ func makeRaw(t *unix.Termios) {
 	t.Cflag |= unix.CS8
 	t.Cc[unix.VMIN] = 1
 	t.Cc[unix.VTIME] = 0
-}
-
-// lineWriter is stderr for as long as the terminal may be raw: it gives each line the carriage
-// return that the terminal then does not add.
-type lineWriter struct {
-	mu  sync.Mutex
-	w   io.Writer
-	tty bool // w is a terminal
-	raw func() bool
-}
-
-func newLineWriter(f *os.File, t *terminal) *lineWriter {
-	return &lineWriter{w: f, tty: isTerminal(int(f.Fd())), raw: t.isRaw}
-}
-
-// Write writes p, which should be whole lines.
-func (l *lineWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.tty || !l.raw() {
-		return l.w.Write(p)
-	}
-	if _, err := l.w.Write(bytes.ReplaceAll(p, []byte("\n"), []byte("\r\n"))); err != nil {
-		return 0, err
-	}
-	return len(p), nil
 }

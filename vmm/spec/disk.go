@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vole-vmm/vole/virtio"
 	"github.com/vole-vmm/vole/virtio/block"
@@ -27,6 +30,9 @@ type Disk struct {
 	// COW keeps what the guest writes apart from File, and drops it at the end: in "memory", or in
 	// a nameless sparse "file" in the directory for temporary files.
 	COW string `json:"cow,omitempty"`
+	// COWLimit bounds what COW keeps in memory, as [ParseSize] reads it. Without it that is half of
+	// the host's RAM, which such disks of a machine share evenly.
+	COWLimit Text `json:"cow-limit,omitempty"`
 	// Queues is the number of queues; one for each vCPU is the default.
 	Queues Text `json:"queues,omitempty"`
 	// IOPS and BPS bound operations and bytes a second; IOPSBurst and BPSBurst are what an idle
@@ -51,6 +57,7 @@ var diskOptions = []diskOption{
 	{"format", "", func(d *Disk, v string) error { d.Format = v; return nil }},
 	{"cache", "", func(d *Disk, v string) error { d.Cache = v; return nil }},
 	{"cow", cowFile, func(d *Disk, v string) error { d.COW = v; return nil }},
+	{"cow-limit", "", func(d *Disk, v string) error { d.COWLimit = Text(v); return nil }},
 	{"queues", "", func(d *Disk, v string) error { d.Queues = Text(v); return nil }},
 	{"iops", "", func(d *Disk, v string) error { d.IOPS = Text(v); return nil }},
 	{"iops-burst", "", func(d *Disk, v string) error { d.IOPSBurst = Text(v); return nil }},
@@ -69,7 +76,7 @@ func onOff(v string) (bool, error) {
 }
 
 // DiskUsage is the form that ParseDisk reads, for help texts.
-const DiskUsage = "FILE[,ro][,cow[=memory]][,serial=S][,format=raw|qcow2][,cache=writeback|writethrough|none][,queues=N][,iops=N][,bps=SIZE]"
+const DiskUsage = "FILE[,ro][,cow[=memory][,cow-limit=SIZE]][,serial=S][,format=raw|qcow2][,cache=writeback|writethrough|none][,queues=N][,iops=N][,iops-burst=N][,bps=SIZE][,bps-burst=SIZE]"
 
 // ParseDisk reads a disk in the form of [DiskUsage]. A comma in the file's name is written twice.
 func ParseDisk(s string) (Disk, error) {
@@ -156,6 +163,16 @@ func (d Disk) options(cpus int) (block.OpenOptions, block.Options, error) {
 	default:
 		return fail("cow: %q is neither %s nor %s", d.COW, cowFile, cowMemory)
 	}
+	if d.COWLimit != "" {
+		n, err := ParseSize(string(d.COWLimit))
+		switch {
+		case err != nil || n == 0 || n > math.MaxInt64:
+			return fail("cow-limit: %q is no limit: want a number of bytes above 0, or one with K, M, G or T", d.COWLimit)
+		case d.COW != cowMemory:
+			return fail("cow-limit: it bounds what cow=%s keeps, which is not asked for", cowMemory)
+		}
+		open.COWLimit = int64(n)
+	}
 	if d.Cache != "" {
 		if open.Cache, err = block.ParseCacheMode(d.Cache); err != nil {
 			return fail("cache: %w", err)
@@ -191,10 +208,30 @@ func (d Disk) options(cpus int) (block.OpenOptions, block.Options, error) {
 	return open, dev, nil
 }
 
+// limitCOW gives a disk that keeps its changes in memory, and has no limit of its own, its share of
+// half of the host's RAM: a guest that writes all over its disk must not take all there is.
+func (m Machine) limitCOW(open *block.OpenOptions) error {
+	if open.COW != block.COWMemory || open.COWLimit != 0 {
+		return nil
+	}
+	var host unix.Sysinfo_t
+	if err := unix.Sysinfo(&host); err != nil {
+		return fmt.Errorf("cow=%s: the host's RAM is not known: %w (cow-limit sets a limit)", cowMemory, os.NewSyscallError("sysinfo", err))
+	}
+	sharing := 0
+	for _, d := range m.Disks {
+		if d.COW == cowMemory && d.COWLimit == "" {
+			sharing++
+		}
+	}
+	open.COWLimit = int64(uint64(host.Totalram) * uint64(host.Unit) / 2 / uint64(max(sharing, 1)))
+	return nil
+}
+
 // Devices opens the disks and makes the virtio devices of the machine, in the order of their slots:
 // the disks, then the source of entropy. They are the caller's to close, which [vmm.New] does for those
-// of its Config. An error is a *FieldError, and nothing is open then. log receives the devices'
-// errors; nil is silent.
+// of its Config. An error is a *FieldError, or one of the host's, and nothing is open then. log receives
+// the devices' errors; nil is silent.
 func (m Machine) Devices(log *slog.Logger) (list []virtio.Device, err error) {
 	defer func() {
 		if err != nil {
@@ -214,6 +251,9 @@ func (m Machine) Devices(log *slog.Logger) (list []virtio.Device, err error) {
 		open, opts, err := d.options(cpus)
 		if err != nil {
 			return list, &FieldError{"disk", err}
+		}
+		if err := m.limitCOW(&open); err != nil {
+			return list, err
 		}
 		opts.Logger = log
 		opts.Name = filepath.Base(d.File)

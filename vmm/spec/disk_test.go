@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/vole-vmm/vole/virtio"
 	"github.com/vole-vmm/vole/virtio/block"
@@ -22,6 +24,7 @@ func TestParseDisk(t *testing.T) {
 		"a.img,ro=off,serial=x=y":       {File: "a.img", Serial: "x=y"},
 		"a.img,cow":                     {File: "a.img", COW: "file"},
 		"a.img,cow=memory,format=qcow2": {File: "a.img", COW: "memory", Format: "qcow2"},
+		"a.img,cow=memory,cow-limit=2G": {File: "a.img", COW: "memory", COWLimit: "2G"},
 		"a.img,cache=none,queues=3,iops=100,iops-burst=1K,bps=1M,bps-burst=2M": {
 			File: "a.img", Cache: "none", Queues: "3", IOPS: "100", IOPSBurst: "1K", BPS: "1M", BPSBurst: "2M"},
 	} {
@@ -30,6 +33,13 @@ func TestParseDisk(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, want, got)
 		})
+	}
+}
+
+// TestDiskUsage: the form names every option.
+func TestDiskUsage(t *testing.T) {
+	for _, o := range diskOptions {
+		assert.Regexp(t, `\[,`+o.name+`[\]\[=]`, DiskUsage)
 	}
 }
 
@@ -70,6 +80,12 @@ func TestDiskValues(t *testing.T) {
 		"too many queues":   {Disk{File: "d", Queues: "65"}, "between 1 and 64"},
 		"no rate":           {Disk{File: "d", IOPS: "0"}, "is no rate"},
 		"rubbish rate":      {Disk{File: "d", BPS: "fast"}, "is no rate"},
+		"cow-limit 0":       {Disk{File: "d", COW: "memory", COWLimit: "0"}, `cow-limit: "0"`},
+		"cow-limit much":    {Disk{File: "d", COW: "memory", COWLimit: "much"}, `cow-limit: "much"`},
+		"cow-limit -1":      {Disk{File: "d", COW: "memory", COWLimit: "-1"}, `cow-limit: "-1"`},
+		"cow-limit 8E":      {Disk{File: "d", COW: "memory", COWLimit: "8E"}, `cow-limit: "8E"`},
+		"cow-limit, a file": {Disk{File: "d", COW: "file", COWLimit: "1M"}, "cow-limit: it bounds what cow=memory keeps"},
+		"cow-limit, no cow": {Disk{File: "d", COWLimit: "1M"}, "cow-limit: "},
 		"a burst by itself": {Disk{File: "d", BPSBurst: "1M"}, "needs a rate"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -113,4 +129,46 @@ func TestDevices(t *testing.T) {
 	again, err := block.Open(block.OpenOptions{Path: path})
 	require.NoError(t, err)
 	require.NoError(t, again.(*block.File).Close())
+}
+
+func TestCOWLimit(t *testing.T) {
+	var host unix.Sysinfo_t
+	require.NoError(t, unix.Sysinfo(&host))
+	half := int64(host.Totalram) * int64(host.Unit) / 2
+	mem := Disk{File: "d", COW: "memory"}
+	limited := Disk{File: "d", COW: "memory", COWLimit: "64K"}
+	for name, tc := range map[string]struct {
+		disks []Disk
+		want  []int64
+	}{
+		"one":          {[]Disk{mem}, []int64{half}},
+		"two share":    {[]Disk{mem, mem}, []int64{half / 2, half / 2}},
+		"its own":      {[]Disk{limited, mem}, []int64{64 << 10, half}},
+		"not of these": {[]Disk{{File: "d"}, {File: "d", COW: "file"}, mem}, []int64{0, 0, half}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := Machine{Disks: tc.disks}
+			for i, d := range m.Disks {
+				open, _, err := d.options(1)
+				require.NoError(t, err)
+				require.NoError(t, m.limitCOW(&open))
+				assert.Equal(t, tc.want[i], open.COWLimit)
+			}
+		})
+	}
+
+	t.Run("is kept", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "d.img")
+		require.NoError(t, os.WriteFile(path, make([]byte, 1<<20), 0o600))
+		limited.File = path
+		open, _, err := limited.options(1)
+		require.NoError(t, err)
+		img, err := block.Open(open)
+		require.NoError(t, err)
+		defer img.(io.Closer).Close()
+		_, err = img.(io.WriterAt).WriteAt(make([]byte, 64<<10), 0)
+		require.NoError(t, err)
+		_, err = img.(io.WriterAt).WriteAt(make([]byte, 4096), 64<<10)
+		assert.ErrorIs(t, err, unix.ENOSPC)
+	})
 }

@@ -138,7 +138,7 @@ func (m Machine) Config() (vmm.Config, error) {
 	if c.Huge, err = oneOf(m.HugePages, c.Huge, 2); err != nil {
 		return vmm.Config{}, &FieldError{"huge-pages", err}
 	}
-	if c.Transport, err = oneOf(m.Transport, c.Transport, vmm.TransportMMIO); err != nil {
+	if c.Transport, err = oneOf(m.Transport, c.Transport, vmm.TransportMMIOCommandLine); err != nil {
 		return vmm.Config{}, &FieldError{"transport", err}
 	}
 	if n, most := m.numDevices(), c.Transport.MaxDevices(); n > most {
