@@ -49,9 +49,11 @@ type Activation struct {
 	// Queues has the device's queues in their order, nil for one that the
 	// driver did not enable.
 	Queues []*Queue
-	// ConfigChanged raises a configuration change notification.
+	// ConfigChanged raises a configuration change notification, at Resume if the
+	// Function is paused.
 	ConfigChanged func()
-	// Fail says that the device can't go on until it is reset (rule 6).
+	// Fail says that the device can't go on until it is reset (rule 6). It is
+	// called for a request before that is pushed, so that a pause waits for it.
 	Fail func(error)
 }
 

@@ -44,8 +44,8 @@ type FunctionConfig struct {
 	Device     Device
 	Memory     *memory.Guest
 	Interrupts Interrupts
-	// Logger receives a line when the device fails, at most one a second; nil is
-	// silent.
+	// Logger receives a line when the device fails or is slow to reset, at most
+	// one a second; nil is silent.
 	Logger *slog.Logger
 	// OnReset, if set, is called when a reset is complete, before the status
 	// reads 0: the transport clears its own registers. It does not call the
@@ -71,9 +71,10 @@ type Function struct {
 	regs   registers
 	active []*Queue // of the Activation, nil before DRIVER_OK
 	paused bool
+	untold bool          // the configuration has changed while paused
 	reset  chan struct{} // not nil while a reset is under way; closed at its end
 	closed bool
-	logged time.Time       // when a failure was last logged
+	logged time.Time       // when a line was last logged
 	ended  <-chan struct{} // closed when Close's reset is complete; not nil from Close on
 
 	bellsClosed sync.Once
@@ -230,11 +231,15 @@ func (f *Function) activate() {
 	}
 }
 
-// configChanged tells a driver that is there.
+// configChanged tells a driver that is there, while paused at Resume.
 func (f *Function) configChanged() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.reset == nil && f.regs.status&StatusDriverOK != 0 {
+	switch {
+	case f.reset != nil || f.regs.status&StatusDriverOK == 0:
+	case f.paused:
+		f.untold = true
+	default:
 		f.irq.Config()
 	}
 }
@@ -251,13 +256,18 @@ func (f *Function) failLocked(err error) {
 		return
 	}
 	f.regs.status |= StatusNeedsReset
-	// A guest may break a queue, reset and break it again, for ever.
-	if now := time.Now(); now.Sub(f.logged) >= logInterval {
-		f.logged = now
-		f.log.Warn("virtio device needs reset", "type", f.dev.Type().String(), "reason", err.Error())
-	}
+	f.warn("virtio device needs reset", "reason", err.Error())
 	if f.regs.status&StatusDriverOK != 0 {
 		f.irq.Config()
+	}
+}
+
+// warn logs a line of what a guest may bring about again and again: it may break
+// a queue, reset and break it again, for ever. It is called under f.mu.
+func (f *Function) warn(msg string, args ...any) {
+	if now := time.Now(); now.Sub(f.logged) >= logInterval {
+		f.logged = now
+		f.log.With("type", f.dev.Type().String()).Warn(msg, args...)
 	}
 }
 
@@ -370,7 +380,9 @@ func (f *Function) Reset() {
 	select {
 	case <-done:
 	case <-t.C:
-		f.log.Warn("virtio device is slow to reset: requests are in flight", "type", f.dev.Type().String())
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.warn("virtio device is slow to reset: requests are in flight")
 	}
 }
 
@@ -381,6 +393,7 @@ func (f *Function) beginReset() <-chan struct{} {
 		return f.reset
 	}
 	done := make(chan struct{})
+	f.untold = false // the next driver reads it
 	if f.active == nil {
 		f.endReset()
 		close(done)
@@ -415,7 +428,8 @@ func (f *Function) endReset() {
 // and the driver was told of each: then nothing changes, neither in guest memory
 // nor in the transport's registers. The error is ctx's; the device
 // is paused all the same. A reset while paused is carried out, an activation
-// waits with its requests for Resume.
+// waits with its requests for Resume, and so does the word of a change of the
+// configuration space.
 func (f *Function) Pause(ctx context.Context) error {
 	f.mu.Lock()
 	f.paused = true
@@ -447,6 +461,10 @@ func (f *Function) Resume() {
 		if q != nil {
 			q.release()
 		}
+	}
+	if f.untold {
+		f.untold = false
+		f.irq.Config()
 	}
 }
 

@@ -45,7 +45,9 @@ func FuzzQueue(f *testing.F) {
 	f.Add(echoed, uint16(16), uint16(desc), uint16(avail), uint16(used), uint8(3),
 		[]byte{opDesc, 5, 0x00, 0x1e, 0x40, 0, 3, 6, opDesc, 6, 0x00, 0x10, 0xff, 0, 0, 1, opPublish, 5, opEvent, 0, 0, opServe, 1, opPoke, 0x00, 0x04, 7, opServe, 1})
 	f.Add(bytes.Repeat([]byte{1, 0x20, 0, 0, 0, 0, 0, 0}, 200), uint16(32), uint16(0), uint16(0xffff), uint16(used), uint8(0), serveAll)
+	var growth virtiotest.Growth
 	f.Fuzz(func(t *testing.T, ram []byte, size, desc, avail, used uint16, features uint8, script []byte) {
+		growth.Check(t)
 		newFuzzed(t, ram, virtio.QueueConfig{Size: size, Desc: uint64(desc &^ 15), Avail: uint64(avail &^ 1), Used: uint64(used &^ 3)}, features).run(script)
 	})
 }

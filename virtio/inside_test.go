@@ -6,7 +6,9 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -141,6 +143,65 @@ func TestFailureIsLoggedOnce(t *testing.T) {
 	assert.Contains(t, log.String(), "the balloon has burst")
 	require.NoError(t, f.Close(context.Background()))
 	assert.Equal(t, 4, resets)
+}
+
+// hanging is a device whose reset lasts until it is released.
+type hanging struct {
+	idle
+	released chan struct{}
+}
+
+func (h *hanging) Reset() { <-h.released }
+
+// TestSlowResetIsLoggedOnce: however many vCPUs wait for one, and however often
+// they ask.
+func TestSlowResetIsLoggedOnce(t *testing.T) {
+	var log bytes.Buffer
+	dev := &hanging{released: make(chan struct{})}
+	f, err := NewFunction(FunctionConfig{Device: dev, Interrupts: &counts{}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	require.NoError(t, err)
+	f.SetStatus(StatusAcknowledge | StatusDriver)
+	f.SetDriverFeatures(1, 1)
+	f.SetStatus(StatusAcknowledge | StatusDriver | StatusFeaturesOK)
+	f.SetStatus(StatusAcknowledge | StatusDriver | StatusFeaturesOK | StatusDriverOK)
+	var vCPUs sync.WaitGroup
+	for range 8 {
+		vCPUs.Go(func() { f.SetStatus(0) })
+	}
+	vCPUs.Wait()
+	assert.Equal(t, 1, strings.Count(log.String(), "slow to reset"))
+	close(dev.released)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	require.NoError(t, f.Close(ctx))
+}
+
+// TestPauseWaitsForTheFailure: a queue that breaks while it is being held is not
+// idle before everything that this changes has been.
+func TestPauseWaitsForTheFailure(t *testing.T) {
+	mem, err := memory.FromBytes(memory.Region{GPA: 0x1000, Mem: make([]byte, 0x1000)})
+	require.NoError(t, err)
+	q, err := newQueue(0, QueueConfig{Size: 4, Desc: 0x1000, Avail: 0x1100, Used: 0x1200}, 64, 0, mem)
+	require.NoError(t, err)
+	failing, on := make(chan struct{}), make(chan struct{})
+	q.fail = func(error) {
+		close(failing)
+		<-on
+	}
+	Store16(q.avail, ringIdx, 5)
+	popped := make(chan bool)
+	go func() { popped <- q.Pop(NewChain(q)) }()
+	<-failing
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	require.ErrorIs(t, q.hold(ctx), context.Canceled)
+	ctx, cancel = context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	held := make(chan error)
+	go func() { held <- q.hold(ctx) }()
+	close(on)
+	assert.NoError(t, <-held, "whoever waits is told")
+	assert.False(t, <-popped)
 }
 
 // TestDiscard: a Function whose transport could not be made leaves nothing.

@@ -220,6 +220,36 @@ func TestPauseWaitsForTheInterrupt(t *testing.T) {
 	})
 }
 
+// TestConfigChangeWhilePaused: it is told at Resume, once, unless there was a
+// reset.
+func TestConfigChangeWhilePaused(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		e := virtiotest.NewEcho(t)
+		d := open(t, e)
+		d.Start(0)
+		require.NoError(t, d.Function.Pause(over()))
+		n := d.ConfigIRQ.Count()
+		for range 3 {
+			e.Activation().ConfigChanged()
+		}
+		assert.Equal(t, n, d.ConfigIRQ.Count())
+		_, config := d.Regs.Acknowledge()
+		assert.False(t, config, "no register has changed")
+		d.Function.Resume()
+		assert.Equal(t, n+1, d.ConfigIRQ.Count())
+		_, config = d.Regs.Acknowledge()
+		assert.True(t, config)
+		d.Function.Resume()
+		assert.Equal(t, n+1, d.ConfigIRQ.Count(), "once")
+
+		require.NoError(t, d.Function.Pause(over()))
+		e.Activation().ConfigChanged()
+		d.Start(0)
+		d.Function.Resume()
+		assert.Equal(t, n+1, d.ConfigIRQ.Count(), "the driver has read it since")
+	})
+}
+
 // TestActivationWhilePaused: it waits with its requests for Resume.
 func TestActivationWhilePaused(t *testing.T) {
 	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {

@@ -83,7 +83,7 @@ type Queue struct {
 	done      uint16    // of the used ring
 	told      uint16    // done, when the driver was last told or decided against it
 	inflight  int       // popped and not pushed
-	raising   int       // calls of raise under way
+	raising   int       // calls of raise and fail under way
 	quiet     bool      // used.flags has NO_NOTIFY
 	held      bool      // paused
 	stopped   bool
@@ -148,15 +148,26 @@ func (q *Queue) Stopped() <-chan struct{} { return q.stoppedCh }
 // chain popped must be pushed.
 func (q *Queue) Pop(c *Chain) bool {
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	ok, err := q.pop(c)
 	if err != nil {
 		q.broken = true
-	}
-	q.mu.Unlock()
-	if err != nil {
-		q.fail(fmt.Errorf("queue %d: %w", q.index, err))
+		q.outside(func() { q.fail(fmt.Errorf("queue %d: %w", q.index, err)) })
 	}
 	return ok
+}
+
+// outside makes a call that changes what the driver sees, without mu, which it is
+// called under: until the call has returned the queue is busy.
+func (q *Queue) outside(call func()) {
+	q.raising++
+	q.mu.Unlock()
+	call()
+	q.mu.Lock()
+	q.raising--
+	if !q.busy() {
+		q.idle.Broadcast()
+	}
 }
 
 func (q *Queue) pop(c *Chain) (bool, error) {
@@ -231,6 +242,7 @@ func (q *Queue) Push(c *Chain) {
 // to be told (rule 15). One call for several chains spares interrupts.
 func (q *Queue) Signal() {
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	old := q.told
 	q.told = q.done
 	var want bool
@@ -243,20 +255,14 @@ func (q *Queue) Signal() {
 		want = Load16(q.avail, ringFlags)&availNoInterrupt == 0
 	}
 	if want {
-		q.raising++
-		q.mu.Unlock()
-		q.raise()
-		q.mu.Lock()
-		q.raising--
-	}
-	if !q.busy() {
+		q.outside(q.raise)
+	} else if !q.busy() {
 		q.idle.Broadcast()
 	}
-	q.mu.Unlock()
 }
 
 // busy reports whether there are requests that the driver has not been told the
-// end of. It is called under mu.
+// end of, or it is being told of something. It is called under mu.
 func (q *Queue) busy() bool { return q.inflight > 0 || q.told != q.done || q.raising > 0 }
 
 // needEvent reports whether an index that went from old to now has passed the

@@ -42,13 +42,19 @@ type Config struct {
 // Bounds of one request.
 const (
 	// maxSegment bounds a buffer, in bytes; only a driver that took SIZE_MAX
-	// holds to it, and nothing depends on it.
+	// holds to it. A request of more bytes than SEG_MAX such buffers have is
+	// refused, however it is made up.
 	maxSegment = 1 << 20
-	// maxRanges is how many ranges one DISCARD or WRITE_ZEROES has.
+	// maxRanges is how many ranges one DISCARD has.
 	maxRanges = 32
-	// maxRangeSectors bounds one of them: 2 GiB, so that a request that has to
-	// write the zeroes does not keep a worker for minutes.
+	// maxRangeSectors bounds one of them: 2 GiB.
 	maxRangeSectors = 2 << 30 / SectorSize
+	// maxZeroSectors bounds the one range of a WRITE_ZEROES: 128 MiB, as an image
+	// may have to write the zeroes.
+	maxZeroSectors = 128 << 20 / SectorSize
+	// zeroPiece is how many bytes are zeroed between two looks at whether the
+	// device was reset.
+	zeroPiece = 4 << 20
 )
 
 // describe makes the configuration space and the features of a disk.
@@ -86,7 +92,7 @@ func describe(img Image, queues int, queueSize uint16) (c Config, features uint6
 	}
 	if _, ok := img.(ZeroWriter); ok {
 		features |= FeatureWriteZeroes
-		c.MaxWriteZeroesSectors, c.MaxWriteZeroesSeg = maxRangeSectors, maxRanges
+		c.MaxWriteZeroesSectors, c.MaxWriteZeroesSeg = maxZeroSectors, 1
 		c.WriteZeroesMayUnmap = 1
 	}
 	return c, features

@@ -22,7 +22,10 @@ const (
 	DefaultWorkers = 8
 	// MaxQueues is the most queues that a disk has.
 	MaxQueues = 64
-	maxWorker = 256
+	// MaxWorkers is the most workers that a disk has, over all queues. Each may be
+	// a thread in a system call, and a Go program that needs more than 10000
+	// threads is ended.
+	MaxWorkers = 64
 )
 
 // Options are what a disk has besides its image. The zero value is a good one.
@@ -34,9 +37,13 @@ type Options struct {
 	// QueueSize is a power of two; 0 is DefaultQueueSize.
 	QueueSize uint16
 	// Workers is how many requests of a queue are worked on at a time; 0 is
-	// DefaultWorkers.
+	// DefaultWorkers. Each queue has at least one worker, and all of them together
+	// not more than MaxWorkers: 16 queues have 4 each at most.
 	Workers int
-	// Limits bound the disk's rate; the zero value is no bound.
+	// Limits bound the disk's rate; the zero value is no bound. A worker carries
+	// a request out and then waits for its tokens, so that what waits is not in
+	// flight: a burst may exceed the limit by one request for each worker, the
+	// rate over time does not.
 	Limits Limits
 	// Name stands in log lines and errors, "" is the serial. Logger receives the errors of
 	// the image, at most one line a second; nil is silent.
@@ -51,6 +58,7 @@ type Device struct {
 	img      Image
 	opts     Options
 	features uint64
+	longest  uint64 // bytes of a transfer
 	limiter  *Limiter
 	clock    Clock
 	log      *slog.Logger
@@ -105,8 +113,8 @@ func newDevice(img Image, o Options, clock Clock) (*Device, error) {
 		return nil, refuse(name, nil, "%d queues: 1 to %d are possible", o.Queues, MaxQueues)
 	case o.QueueSize < 4 || o.QueueSize&(o.QueueSize-1) != 0 || o.QueueSize > virtio.MaxQueueSize:
 		return nil, refuse(name, nil, "a queue size of %d: a power of two from 4 to %d is wanted", o.QueueSize, virtio.MaxQueueSize)
-	case o.Workers < 1 || o.Workers > maxWorker:
-		return nil, refuse(name, nil, "%d workers: 1 to %d are possible", o.Workers, maxWorker)
+	case o.Workers < 1 || o.Workers > MaxWorkers:
+		return nil, refuse(name, nil, "%d workers: 1 to %d are possible", o.Workers, MaxWorkers)
 	case img.Size() <= 0 || img.Size()%SectorSize != 0:
 		return nil, refuse(name, nil, "a size of %d bytes is no multiple of %d", img.Size(), SectorSize)
 	}
@@ -125,7 +133,7 @@ func newDevice(img Image, o Options, clock Clock) (*Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("block: %w", err)
 	}
-	d := &Device{ConfigSpace: space, img: img, opts: o, features: features, limiter: limiter, clock: clock, log: o.Logger}
+	d := &Device{ConfigSpace: space, img: img, opts: o, features: features, longest: uint64(config.SegMax) * uint64(config.SizeMax), limiter: limiter, clock: clock, log: o.Logger}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
@@ -165,8 +173,9 @@ func (d *Device) capacity() uint64 {
 	return binary.LittleEndian.Uint64(b[:])
 }
 
-// Refresh looks again how large the image is and tells the guest. A disk whose
-// image can't say keeps its size. It may be called from any goroutine.
+// Refresh looks again how large the image is and tells the guest, one that is
+// paused when it goes on. A disk whose image can't say keeps its size. It may be
+// called from any goroutine.
 func (d *Device) Refresh() error {
 	d.refresh.Lock()
 	defer d.refresh.Unlock()
@@ -204,13 +213,15 @@ func (d *Device) Activate(a virtio.Activation) error {
 		d.work.Go(a.ConfigChanged)
 	}
 	d.mu.Unlock()
+	debt := d.limiter.Debt()
 	for _, q := range a.Queues {
 		if q == nil {
 			continue
 		}
 		c := &crew{}
-		for range d.opts.Workers {
+		for range max(1, min(d.opts.Workers, MaxWorkers/d.opts.Queues)) {
 			w := newWorker(d, q, c, a)
+			w.debt = debt
 			d.work.Go(w.run)
 		}
 	}

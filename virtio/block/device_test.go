@@ -3,6 +3,7 @@ package block_test
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -59,7 +60,7 @@ func TestConfigSpace(t *testing.T) {
 				want := c.want
 				want.SizeMax, want.Writeback = 1<<20, 1
 				want.MaxDiscardSectors, want.MaxDiscardSeg = 4<<20, 32
-				want.MaxWriteZeroesSectors, want.MaxWriteZeroesSeg, want.WriteZeroesMayUnmap = 4<<20, 32, 1
+				want.MaxWriteZeroesSectors, want.MaxWriteZeroesSeg, want.WriteZeroesMayUnmap = 256<<10, 1, 1
 				assert.Equal(t, want, d.config())
 				features := d.Regs.DeviceFeatures()
 				for _, f := range []uint64{
@@ -95,7 +96,7 @@ func TestOptionsThatMakeNoSense(t *testing.T) {
 		{"negative queues", "-1 queues", block.NewMemory(mib), block.Options{Queues: -1}},
 		{"queue size", "power of two", block.NewMemory(mib), block.Options{QueueSize: 48}},
 		{"tiny queue", "power of two", block.NewMemory(mib), block.Options{QueueSize: 2}},
-		{"workers", "257 workers", block.NewMemory(mib), block.Options{Workers: 257}},
+		{"workers", "65 workers", block.NewMemory(mib), block.Options{Workers: 65}},
 		{"negative workers", "-1 workers", block.NewMemory(mib), block.Options{Workers: -1}},
 		{"empty", "0 bytes", block.NewMemory(0), block.Options{}},
 		{"rate", "negative", block.NewMemory(mib), block.Options{Limits: block.Limits{Ops: block.Rate{PerSecond: -1}}}},
@@ -181,22 +182,22 @@ func TestFlush(t *testing.T) {
 		d := attach(t, open, img, block.Options{}, 0)
 		all := func() []string {
 			require.EqualValues(t, ok, d.write(0, make([]byte, 512)))
-			for _, kind := range []uint32{block.RequestDiscard, block.RequestWriteZeroes} {
-				status, _ := d.do(kind, 0, ranges([3]uint64{0, 1, 0}, [3]uint64{8, 1, 0}), 0)
-				require.EqualValues(t, ok, status)
-			}
-			_, status := d.read(0, 512)
+			status, _ := d.do(block.RequestDiscard, 0, ranges([3]uint64{0, 1, 0}, [3]uint64{8, 1, 0}), 0)
+			require.EqualValues(t, ok, status)
+			status, _ = d.do(block.RequestWriteZeroes, 0, ranges([3]uint64{0, 1, 0}), 0)
+			require.EqualValues(t, ok, status)
+			_, status = d.read(0, 512)
 			require.EqualValues(t, ok, status)
 			return img.take()
 		}
-		assert.Equal(t, []string{"write", "discard", "discard", "zero", "zero"}, all())
+		assert.Equal(t, []string{"write", "discard", "discard", "zero"}, all())
 		status, r := d.do(block.RequestFlush, 0, nil, 0)
 		assert.EqualValues(t, ok, status)
 		assert.EqualValues(t, 1, r.len)
 		assert.Equal(t, []string{"flush"}, img.take())
 
 		d.Start(virtio.FeatureIndirectDesc | block.FeatureDiscard | block.FeatureWriteZeroes)
-		assert.Equal(t, []string{"write", "flush", "discard", "discard", "flush", "zero", "zero", "flush"}, all())
+		assert.Equal(t, []string{"write", "flush", "discard", "discard", "flush", "zero", "flush"}, all())
 	})
 }
 
@@ -261,13 +262,16 @@ func TestDiscardAndWriteZeroes(t *testing.T) {
 		kinds []uint32
 		out   []byte
 		want  byte
-		ops   []string // of the image, for WRITE_ZEROES
+		ops   []string // of the image
 	}{
-		{"one", both, ranges(r{8, 8, 0}), ok, []string{"zero"}},
+		{"one", both[1:], ranges(r{8, 8, 0}), ok, []string{"zero"}},
+		{"one discarded", both[:1], ranges(r{8, 8, 0}), ok, []string{"discard"}},
 		{"unmap", both[1:], ranges(r{8, 8, 1}), ok, []string{"zero, unmap"}},
-		{"two", both[1:], ranges(r{8, 8, 0}, r{32, 8, 1}), ok, []string{"zero", "zero, unmap"}},
-		{"as many as allowed", both[1:], ranges(many[:32]...), ok, slices.Repeat([]string{"zero"}, 32)},
-		{"all of the disk", both, ranges(r{0, sectors, 0}), ok, []string{"zero"}},
+		{"two", both[:1], ranges(r{8, 8, 0}, r{32, 8, 0}), ok, slices.Repeat([]string{"discard"}, 2)},
+		{"two ranges of zeroes", both[1:], ranges(r{8, 8, 0}, r{32, 8, 1}), ioError, nil},
+		{"as many as allowed", both[:1], ranges(many[:32]...), ok, slices.Repeat([]string{"discard"}, 32)},
+		{"all of the disk", both[1:], ranges(r{0, sectors, 0}), ok, []string{"zero"}},
+		{"all of the disk discarded", both[:1], ranges(r{0, sectors, 0}), ok, []string{"discard"}},
 		{"nothing", both, ranges(r{8, 0, 0}), ok, nil},
 		{"nothing at the end", both, ranges(r{sectors, 0, 0}), ok, nil},
 		{"nothing past the end", both, ranges(r{sectors + 1, 0, 0}), ioError, nil},
@@ -280,8 +284,8 @@ func TestDiscardAndWriteZeroes(t *testing.T) {
 		{"the sum wraps", both, ranges(r{1<<64 - 1, 2, 0}), ioError, nil},
 		{"the sum wraps in bytes", both, ranges(r{1 << 55, 8, 0}), ioError, nil},
 		{"the largest", both, ranges(r{1<<64 - 1, 1<<32 - 1, 0}), ioError, nil},
-		{"the second is bad: the first stays", both, ranges(r{8, 8, 0}, r{sectors, 1, 0}), ioError, nil},
-		{"the second has a flag: the first stays", both, ranges(r{8, 8, 0}, r{0, 1, 2}), unsupported, nil},
+		{"the second is bad: the first stays", both[:1], ranges(r{8, 8, 0}, r{sectors, 1, 0}), ioError, nil},
+		{"the second has a flag: the first stays", both[:1], ranges(r{8, 8, 0}, r{0, 1, 2}), unsupported, nil},
 		{"unknown flag", both, ranges(r{8, 8, 2}), unsupported, nil},
 		{"all flags", both, ranges(r{8, 8, 1<<32 - 1}), unsupported, nil},
 		{"discard has no unmap", both[:1], ranges(r{8, 8, 1}), unsupported, nil},
@@ -298,9 +302,7 @@ func TestDiscardAndWriteZeroes(t *testing.T) {
 					status, _ := d.do(kind, 1<<60, c.out, 0) // the header's sector means nothing
 					assert.Equal(t, c.want, status)
 					ops := img.take()
-					if kind == block.RequestWriteZeroes {
-						assert.Equal(t, c.ops, ops)
-					}
+					assert.Equal(t, c.ops, ops)
 					want := before
 					if c.want == ok {
 						for at := 0; at < len(c.out); at += 16 {
@@ -509,23 +511,26 @@ func TestResizeUnderLoad(t *testing.T) {
 	})
 }
 
-// TestRateLimit: requests wait for their tokens, flushes do not, and a reset ends
-// the wait.
+// TestRateLimit: a request is served, and who has served it waits until its
+// tokens are there before the next; flushes cost nothing.
 func TestRateLimit(t *testing.T) {
 	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
 		at := newClock()
 		img := &recorder{Memory: block.NewMemory(mib)}
 		dev, err := block.NewWithClock(img, block.Options{
-			Limits: block.Limits{Bytes: block.Rate{PerSecond: 4096}, Ops: block.Rate{PerSecond: 4}},
+			Workers: 1,
+			Limits:  block.Limits{Bytes: block.Rate{PerSecond: 4096}, Ops: block.Rate{PerSecond: 4}},
 		}, at)
 		require.NoError(t, err)
 		d := started(t, open, dev, 0)
 		assert.EqualValues(t, ok, d.write(0, make([]byte, 4096)))
 		assert.Empty(t, at.asked, "the bucket was full")
 
-		r := d.begin(0, block.RequestIn, 0, nil, 2048)
-		assert.Equal(t, time.Second/2, <-at.asked, "by the bytes")
-		assert.EqualValues(t, 1, d.Queues[0].UsedIndex())
+		_, status := d.read(0, 2048)
+		assert.EqualValues(t, ok, status)
+		assert.Equal(t, time.Second/2, receive(t, at.asked), "by the bytes")
+		r := d.begin(0, block.RequestFlush, 0, nil, 0)
+		assert.EqualValues(t, 2, d.Queues[0].UsedIndex(), "the only worker waits")
 		at.advance(time.Second / 2)
 		assert.EqualValues(t, ok, r.end())
 
@@ -534,10 +539,11 @@ func TestRateLimit(t *testing.T) {
 			_, status := d.read(0, 512)
 			assert.EqualValues(t, ok, status)
 		}
-		r = d.begin(0, block.RequestIn, 0, nil, 512)
-		assert.Equal(t, time.Second/4, <-at.asked, "by the operations")
+		assert.Empty(t, at.asked)
+		_, status = d.read(0, 512)
+		assert.EqualValues(t, ok, status)
+		assert.Equal(t, time.Second/4, receive(t, at.asked), "by the operations")
 		at.advance(time.Second / 4)
-		assert.EqualValues(t, ok, r.end())
 
 		for _, c := range []struct {
 			sector uint64
@@ -546,19 +552,182 @@ func TestRateLimit(t *testing.T) {
 			_, status := d.read(c.sector, c.n)
 			assert.EqualValues(t, ioError, status, "what can't be done costs nothing")
 		}
-		status, _ := d.do(block.RequestFlush, 0, nil, 0)
-		assert.EqualValues(t, ok, status)
+		for range 10 {
+			status, _ := d.do(block.RequestFlush, 0, nil, 0)
+			assert.EqualValues(t, ok, status)
+		}
+		assert.Empty(t, at.asked)
 
-		img.take()
-		d.begin(0, block.RequestOut, 0, make([]byte, 4096), 0)
-		<-at.asked
-		d.begin(0, block.RequestWriteZeroes, 0, ranges([3]uint64{0, 8, 0}), 0)
-		<-at.asked
-		d.Reset()
-		assert.Empty(t, img.take(), "the requests were given up")
-		d.Start(0)
+		// Zeroes are bytes, unless they may be holes.
 		at.advance(time.Hour)
-		_, status2 := d.read(0, 512)
-		assert.EqualValues(t, ok, status2)
+		for _, unmap := range []uint64{1, 0} {
+			status, _ := d.do(block.RequestWriteZeroes, 0, ranges([3]uint64{0, 16, unmap}), 0)
+			assert.EqualValues(t, ok, status)
+		}
+		assert.Equal(t, time.Second, receive(t, at.asked), "8 KiB, and the burst was 4")
+
+		d.Reset()
+		d.Start(0)
+		assert.Equal(t, time.Second, receive(t, at.asked), "a reset pays no debt")
+		img.take()
+		r = d.begin(0, block.RequestIn, 0, nil, 512)
+		assert.Zero(t, d.Queues[0].UsedIndex())
+		at.advance(time.Second)
+		assert.EqualValues(t, ok, r.end())
+	})
+}
+
+// TestRateLimitOverTime: with several workers each may be a request ahead; the
+// rate holds all the same.
+func TestRateLimitOverTime(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		at := newClock()
+		const workers, burst, each = 4, 4, time.Second / 4
+		dev, err := block.NewWithClock(block.NewMemory(mib), block.Options{
+			Workers: workers, Limits: block.Limits{Ops: block.Rate{PerSecond: 4, Burst: burst}},
+		}, at)
+		require.NoError(t, err)
+		d := started(t, open, dev, 0)
+		for range 40 {
+			d.begin(0, block.RequestIn, 0, nil, 512)
+		}
+		for range workers {
+			receive(t, at.asked)
+		}
+		assert.EqualValues(t, burst+workers, d.Queues[0].UsedIndex())
+		for i := range 10 {
+			at.advance(each)
+			assert.Equal(t, workers*each, receive(t, at.asked))
+			assert.EqualValues(t, burst+workers+i+1, d.Queues[0].UsedIndex(), "one more")
+		}
+	})
+}
+
+// TestPauseWithADebt: what is owed to the rate limit is not in flight.
+func TestPauseWithADebt(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		d := attach(t, open, block.NewMemory(mib), block.Options{
+			Limits: block.Limits{Bytes: block.Rate{PerSecond: 1024, Burst: 1024}},
+		}, 0)
+		var all []*request
+		for range block.DefaultWorkers + 4 {
+			all = append(all, d.begin(0, block.RequestIn, 0, nil, 31<<10)) // 30 s too much
+		}
+		d.Until("every worker has served", func() bool { return d.Queues[0].UsedIndex() == block.DefaultWorkers })
+		start := time.Now()
+		require.NoError(t, d.Function.Pause(patient(t)))
+		assert.EqualValues(t, ok, d.Bytes(all[0].status)[0])
+		d.Function.Resume()
+		require.NoError(t, d.Function.Pause(patient(t)))
+		require.NoError(t, d.Function.Close(patient(t)))
+		assert.Less(t, time.Since(start), virtiotest.Patience/2)
+		assert.EqualValues(t, block.DefaultWorkers, d.Queues[0].UsedIndex())
+	})
+}
+
+// stopping is an image on which zeroes are slow: between pieces, the test acts.
+type stopping struct {
+	*block.Memory
+	pieces chan [2]int64
+	next   chan struct{}
+}
+
+func (s *stopping) WriteZeroes(off, n int64, unmap bool) error {
+	s.pieces <- [2]int64{off, n}
+	<-s.next
+	return nil
+}
+
+func (s *stopping) Discard(off, n int64) error { return s.WriteZeroes(off, n, true) }
+
+// activated is a disk whose queues the test can see.
+type activated struct {
+	*block.Device
+	virtio.Activation
+}
+
+func (a *activated) Features() uint64 { return a.Device.Features() }
+
+func (a *activated) Activate(to virtio.Activation) error {
+	a.Activation = to
+	return a.Device.Activate(to)
+}
+
+// TestZeroesStop: a reset waits for a piece of what is to be zeroed or discarded
+// and not for all of it, with a rate limit and without.
+func TestZeroesStop(t *testing.T) {
+	const most, piece = 128 * mib, 4 * mib
+	for name, limits := range map[string]block.Limits{"no limit": {}, "limit": {Ops: block.Rate{PerSecond: 1 << 40}}} {
+		t.Run(name, func(t *testing.T) {
+			virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+				img := &stopping{Memory: block.NewMemory(256 * mib), pieces: make(chan [2]int64), next: make(chan struct{})}
+				dev, err := block.New(img, block.Options{Limits: limits})
+				require.NoError(t, err)
+				watched := &activated{Device: dev}
+				d := disk{Driver: open(t, watched), t: t, dev: dev}
+				d.Start(0)
+
+				r := d.begin(0, block.RequestWriteZeroes, 0, ranges([3]uint64{8, most / 512, 0}), 0)
+				end := int64(8 * 512)
+				for end < 8*512+most {
+					got := receive(t, img.pieces)
+					assert.Equal(t, end, got[0])
+					end += got[1]
+					assert.True(t, end%piece == 0 || end == 8*512+most, "pieces end where coarse blocks do")
+					assert.LessOrEqual(t, got[1], int64(piece))
+					img.next <- struct{}{}
+				}
+				assert.Equal(t, int64(8*512+most), end)
+				assert.EqualValues(t, ok, r.end())
+
+				for kind, out := range map[uint32][]byte{
+					block.RequestWriteZeroes: ranges([3]uint64{0, most / 512, 0}),
+					block.RequestDiscard:     ranges([3]uint64{0, 8, 0}, [3]uint64{8, 8, 0}, [3]uint64{16, 8, 0}),
+				} {
+					d.begin(0, kind, 0, out, 0)
+					receive(t, img.pieces)
+					reset := make(chan struct{})
+					stopped := watched.Queues[0].Stopped()
+					go func() {
+						defer close(reset)
+						d.Regs.SetStatus(0)
+					}()
+					receive(t, stopped)
+					img.next <- struct{}{}
+					select {
+					case <-reset:
+					case <-img.pieces:
+						assert.Fail(t, "the next piece is begun")
+						img.next <- struct{}{}
+						go func() { // let it end
+							for range img.pieces {
+								img.next <- struct{}{}
+							}
+						}()
+						<-reset
+					case <-time.After(virtiotest.Patience):
+						require.Fail(t, "the reset does not end")
+					}
+					d.Start(0)
+				}
+			})
+		})
+	}
+}
+
+// TestWorkersAreBounded: a disk has so many threads in system calls at most,
+// however many queues there are.
+func TestWorkersAreBounded(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		dev, err := block.New(block.NewMemory(mib), block.Options{Queues: 64, QueueSize: 16})
+		require.NoError(t, err)
+		d := disk{Driver: open(t, dev), t: t, dev: dev}
+		before := runtime.NumGoroutine()
+		d.Start(0)
+		assert.LessOrEqual(t, runtime.NumGoroutine()-before, block.MaxWorkers)
+		for i := range d.Queues {
+			r := d.begin(i, block.RequestIn, 0, nil, 512)
+			assert.EqualValues(t, ok, r.end())
+		}
 	})
 }

@@ -19,7 +19,9 @@
 // A write that was followed by a successful Flush is on stable storage. After
 // a failed Flush the host may have dropped what it could not write, so that
 // every later Flush of that image fails too, until it is opened anew. A read
-// that the host cannot serve in full is an error and never zeroes.
+// that the host cannot serve in full is an error and never zeroes. A file that
+// was cut off underneath is not made longer again: changes behind its end fail,
+// and so does every Flush.
 //
 // # What is left out
 //

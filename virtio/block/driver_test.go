@@ -157,6 +157,17 @@ func patient(t testing.TB) context.Context {
 	return ctx
 }
 
+// receive waits for what is sent or closed, with a bound.
+func receive[T any](t testing.TB, c <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-c:
+	case <-time.After(virtiotest.Patience):
+		require.Fail(t, "nothing has come")
+	}
+	return v
+}
+
 // clock is a time that moves when it is told to.
 type clock struct {
 	mu     sync.Mutex

@@ -203,6 +203,38 @@ func TestTruncatedUnderneath(t *testing.T) {
 	})
 }
 
+// TestTruncatedBeforeAWrite: the loss is noticed though nothing has read or
+// flushed since, and no hole takes the place of what was lost.
+func TestTruncatedBeforeAWrite(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		kind uint32
+		out  []byte
+	}{
+		{"write", block.RequestOut, make([]byte, 512)},
+		{"discard", block.RequestDiscard, ranges([3]uint64{mib/512 - 8, 8, 0})},
+		{"write zeroes", block.RequestWriteZeroes, ranges([3]uint64{mib/512 - 1, 1, 0})},
+		{"write zeroes, unmap", block.RequestWriteZeroes, ranges([3]uint64{mib/512 - 1, 1, 1})},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+				path, img := newDisk(t, mib)
+				d := attach(t, open, img, block.Options{}, 0)
+				require.NoError(t, os.Truncate(path, mib/2))
+				status, _ := d.do(c.kind, mib/512-1, c.out, 0)
+				assert.EqualValues(t, ioError, status)
+				st, err := os.Stat(path)
+				require.NoError(t, err)
+				assert.EqualValues(t, mib/2, st.Size(), "nothing made it longer")
+				assert.EqualValues(t, ok, d.write(0, make([]byte, 512)), "what is left works")
+				require.NoError(t, os.Truncate(path, mib))
+				status, _ = d.do(block.RequestFlush, 0, nil, 0)
+				assert.EqualValues(t, ioError, status, "what was lost is not back")
+			})
+		})
+	}
+}
+
 // TestRemovedUnderneath: the file lives as long as it is open.
 func TestRemovedUnderneath(t *testing.T) {
 	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {

@@ -59,6 +59,7 @@ type File struct {
 	readOnly bool
 	cache    CacheMode
 	device   bool // a block device
+	nameless bool // a file that nobody else can open
 	logical  int  // block sizes, in bytes
 	physical int
 	direct   *direct // of NoCache, else nil
@@ -211,15 +212,23 @@ func (f *File) flushed() error {
 
 // whole fails if the file was found, or is now, shorter than its size.
 func (f *File) whole() error {
-	end, err := hostSize(f.fd, f.device)
-	if err != nil {
+	if err := f.measure(); err != nil {
 		return f.fail("flush", err)
 	}
-	f.cutOff(end)
 	if end, size := f.end.Load(), f.size.Load(); end < size {
 		return f.fail("flush", fmt.Errorf("the file was cut off at %d of %d bytes: %w", end, size, io.ErrUnexpectedEOF))
 	}
 	return nil
+}
+
+// measure notes where the file ends if that is inside its size.
+func (f *File) measure() error {
+	size := f.size.Load() // before the look: Refresh may find the file larger
+	end, err := hostSize(f.fd, f.device)
+	if err == nil && end < size {
+		f.cutOff(end)
+	}
+	return err
 }
 
 // fail names the file and what was being done.

@@ -52,6 +52,9 @@ func (f *File) WritevAt(bufs [][]byte, off int64) (int, error) {
 		return 0, f.fail("write", err)
 	}
 	defer f.release()
+	if err := f.reaches(off + total); err != nil {
+		return 0, f.fail("write", err)
+	}
 	n, err := f.transfer(unix.SYS_PWRITEV, bufs, off, total)
 	if err != nil {
 		return int(n), f.failAt("write", total, off, err)
@@ -64,10 +67,19 @@ func (f *File) writable(off, n int64) error {
 	if f.readOnly {
 		return ErrReadOnly
 	}
-	if err := checkRange(off, n, f.size.Load()); err != nil {
-		return err
+	return checkRange(off, n, f.size.Load())
+}
+
+// reaches fails if the file ends before end: it was cut off, and a write there
+// would make it longer again, with a hole in place of what is lost. A block
+// device can't be made longer; what it has lost it refuses itself.
+func (f *File) reaches(end int64) error {
+	if !f.device && !f.nameless {
+		if err := f.measure(); err != nil {
+			return err
+		}
 	}
-	if off+n > f.end.Load() {
+	if end > f.end.Load() {
 		return io.ErrUnexpectedEOF
 	}
 	return nil
@@ -201,6 +213,9 @@ func (f *File) change(off, n int64, call func() error) error {
 		return err
 	}
 	defer f.release()
+	if err := f.reaches(off + n); err != nil {
+		return err
+	}
 	if err := call(); err != nil {
 		return err
 	}

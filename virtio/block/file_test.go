@@ -457,6 +457,7 @@ func TestNoAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector drops what a sync.Pool keeps")
 	}
+	t.Run("device", deviceWithoutAllocations)
 	eachCache(t, 1<<20, func(t *testing.T, f *File) {
 		aligned := alignedBytes(130*512, 4096)
 		var bufs [][]byte

@@ -141,11 +141,26 @@ func (b *bucket) take(now time.Duration, n int64) (wait, cost time.Duration) {
 		cost = 0 // a debt of a century is enough
 	}
 	b.full += cost
-	return max(b.full-now-b.burst, 0), cost
+	return b.debt(now), cost
+}
+
+// debt is how long what was taken is a debt.
+func (b *bucket) debt(now time.Duration) time.Duration { return max(b.full-now-b.burst, 0) }
+
+// Debt is how long it takes until all that was taken is paid; it takes nothing.
+func (l *Limiter) Debt() time.Duration {
+	if l == nil {
+		return 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.clock.Now()
+	return max(l.bytes.debt(now), l.ops.debt(now))
 }
 
 // Reserve takes the tokens of a request and returns how long the caller must
-// wait before it begins: 0 is at once. For callers with a timer of their own.
+// wait before it begins, or before its next one if it has carried this one out:
+// 0 is at once. For callers with a timer of their own.
 func (l *Limiter) Reserve(ops int, bytes int64) time.Duration {
 	if l == nil {
 		return 0

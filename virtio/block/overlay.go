@@ -31,6 +31,7 @@ const (
 type Writable interface {
 	Image
 	io.WriterAt
+	Discarder
 	ZeroWriter
 	io.Closer
 }
@@ -170,7 +171,8 @@ func (o *Overlay) WritevAt(bufs [][]byte, off int64) (int, error) {
 }
 
 // Discard implements [Discarder]. What is discarded reads as zeroes; blocks
-// that are discarded in part stay.
+// that are discarded in part stay, and so does everything where the overlay's data
+// can't have holes: writing zeroes instead may take long.
 func (o *Overlay) Discard(off, n int64) error {
 	if err := o.check("discard", off, n); err != nil {
 		return err
@@ -183,7 +185,8 @@ func (o *Overlay) Discard(off, n int64) error {
 	if end <= start {
 		return nil
 	}
-	return o.WriteZeroes(start, end-start, true)
+	_, err := o.inParts(start, end-start, o.upper.Discard)
+	return err
 }
 
 // WriteZeroes implements [ZeroWriter].
@@ -319,7 +322,7 @@ func newScratch(dir string, size int64) (*File, error) {
 		_ = unix.Close(fd)
 		return nil, refuse(dir, err, "can't hold an overlay of %d bytes: %v", size, err)
 	}
-	f := &File{path: filepath.Join(dir, "(overlay)"), fd: fd, logical: SectorSize, physical: 4096}
+	f := &File{path: filepath.Join(dir, "(overlay)"), fd: fd, nameless: true, logical: SectorSize, physical: 4096}
 	f.size.Store(size)
 	f.end.Store(size)
 	return f, nil

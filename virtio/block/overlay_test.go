@@ -2,6 +2,7 @@ package block
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -157,6 +158,26 @@ func TestOverlayDiscardsItsLastBlock(t *testing.T) {
 	_, err := o.ReadAt(p, 0)
 	require.NoError(t, err)
 	assert.Equal(t, make([]byte, size), p)
+}
+
+// TestOverlayOnAHostWithoutHoles: a discard, which may be of gigabytes, does not
+// become a write of zeroes.
+func TestOverlayOnAHostWithoutHoles(t *testing.T) {
+	up, err := newScratch(t.TempDir(), 1<<20)
+	require.NoError(t, err)
+	up.noDiscard.Store(true)
+	up.noPunch.Store(true)
+	up.noZeroRange.Store(true)
+	o := NewOverlay(constant{1 << 20, 5}, up)
+	defer func() { assert.NoError(t, o.Close()) }()
+	assert.ErrorIs(t, o.Discard(0, 1<<20), errors.ErrUnsupported)
+	var st unix.Stat_t
+	require.NoError(t, unix.Fstat(up.fd, &st))
+	assert.Zero(t, st.Blocks)
+	p := make([]byte, 4096)
+	_, err = o.ReadAt(p, 8192)
+	require.NoError(t, err)
+	assert.Equal(t, bytes.Repeat([]byte{5}, 4096), p, "as it was")
 }
 
 func TestOverlayFreesWhatIsDiscarded(t *testing.T) {

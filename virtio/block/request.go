@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
+	"time"
 
 	"github.com/vole-vmm/vole/virtio"
 )
@@ -49,8 +49,11 @@ type worker struct {
 	call      chan struct{} // the crew's, to this worker
 	c         *virtio.Chain
 	fail      func(error)
-	features  uint64 // acknowledged
-	flushEach bool   // the driver did not take FLUSH: a write is done when it is stable
+	features  uint64        // acknowledged
+	flushEach bool          // the driver did not take FLUSH: a write is done when it is stable
+	debt      time.Duration // from before the activation: a reset pays nothing
+	ops       int           // taken from the rate limit by the request
+	bytes     int64         // as ops
 	header    [headerSize]byte
 	id        [MaxSerial]byte
 	ranges    [maxRanges * rangeSize]byte
@@ -69,14 +72,44 @@ func newWorker(d *Device, q *virtio.Queue, c *crew, a virtio.Activation) *worker
 }
 
 func (w *worker) run() {
+	w.wait(w.debt)
 	for w.crew.listen(w.call) {
 		ok := take(w.q, w.c)
 		w.crew.leave(!ok)
 		if ok {
+			w.ops, w.bytes = 0, 0
 			w.serve()
 			w.q.Push(w.c)
 			w.q.Signal()
+			// Only now: a request that waited would be in flight, and the device
+			// could be neither paused nor reset.
+			if w.ops > 0 {
+				w.wait(w.d.limiter.Reserve(w.ops, w.bytes))
+			}
 		}
+	}
+}
+
+// wait returns after d, or when the queue is stopped.
+func (w *worker) wait(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	fired, stop := w.d.clock.After(d)
+	defer stop()
+	select {
+	case <-fired:
+	case <-w.q.Stopped():
+	}
+}
+
+// stopped reports whether the device was reset.
+func (w *worker) stopped() bool {
+	select {
+	case <-w.q.Stopped():
+		return true
+	default:
+		return false
 	}
 }
 
@@ -173,20 +206,19 @@ func (w *worker) do(kind uint32, sector uint64) error {
 	return errUnsupported
 }
 
-// span checks a transfer of n bytes at a sector against the disk, waits for the
-// rate limit, and returns its offset in the image.
+// span checks a transfer of n bytes at a sector against the disk, charges it to
+// the rate limit, and returns its offset in the image.
 func (w *worker) span(sector, n uint64) (int64, error) {
 	size := uint64(w.d.img.Size())
-	if n == 0 || n%SectorSize != 0 || n > math.MaxInt64 {
+	// A chain may have one buffer many times.
+	if n == 0 || n%SectorSize != 0 || n > w.d.longest {
 		return 0, errMalformed
 	}
 	// Compared in sectors, nothing can wrap.
 	if have := size / SectorSize; sector > have || n/SectorSize > have-sector {
 		return 0, errMalformed
 	}
-	if w.d.limiter.Wait(w.q.Stopped(), 1, int64(n)) != nil {
-		return 0, errStopped
-	}
+	w.ops, w.bytes = 1, int64(n)
 	return int64(sector * SectorSize), nil
 }
 
@@ -194,16 +226,16 @@ func (w *worker) span(sector, n uint64) (int64, error) {
 // first is touched (5.2.6.2).
 func (w *worker) clear(kind uint32) error {
 	zeroes := kind == RequestWriteZeroes
-	want := FeatureDiscard
+	want, ranges, most := FeatureDiscard, maxRanges, uint64(maxRangeSectors)
 	if zeroes {
-		want = FeatureWriteZeroes
+		want, ranges, most = FeatureWriteZeroes, 1, maxZeroSectors
 	}
 	switch n := w.c.ReadableLen(); {
 	case w.d.features&FeatureReadOnly != 0:
 		return ErrReadOnly
 	case w.features&want == 0:
 		return errUnsupported
-	case n == 0 || n%rangeSize != 0 || n > uint64(len(w.ranges)):
+	case n == 0 || n%rangeSize != 0 || n > uint64(ranges*rangeSize):
 		return errMalformed
 	}
 	list := w.ranges[:w.c.Read(w.ranges[:])]
@@ -213,7 +245,7 @@ func (w *worker) clear(kind uint32) error {
 		switch {
 		case r.flags&^flagUnmap != 0 || r.flags != 0 && !zeroes:
 			return errUnsupported
-		case r.count > maxRangeSectors || r.sector > have || r.count > have-r.sector:
+		case r.count > most || r.sector > have || r.count > have-r.sector:
 			return errMalformed
 		}
 	}
@@ -222,16 +254,14 @@ func (w *worker) clear(kind uint32) error {
 		if r.count == 0 {
 			continue
 		}
-		if w.d.limiter.Wait(w.q.Stopped(), 1, 0) != nil {
+		if w.stopped() {
 			return errStopped
 		}
+		w.ops++
 		off, n := int64(r.sector*SectorSize), int64(r.count*SectorSize)
 		var err error
 		if zeroes {
-			// The guest writes the zeroes itself where the image can't.
-			if err = w.d.img.(ZeroWriter).WriteZeroes(off, n, r.flags&flagUnmap != 0); errors.Is(err, errors.ErrUnsupported) {
-				err = errUnsupported
-			}
+			err = w.zero(off, n, r.flags&flagUnmap != 0)
 		} else if err = w.d.img.(Discarder).Discard(off, n); errors.Is(err, errors.ErrUnsupported) {
 			err = nil // a hint that this storage can't take; the guest need not know
 		}
@@ -241,6 +271,27 @@ func (w *worker) clear(kind uint32) error {
 	}
 	if w.flushEach {
 		return w.d.img.(Flusher).Flush()
+	}
+	return nil
+}
+
+// zero makes n bytes at off zeroes, in pieces: an image that has to write them may
+// take long. They end where the blocks of any image do.
+func (w *worker) zero(off, n int64, unmap bool) error {
+	if !unmap {
+		w.bytes += n
+	}
+	for end := off + n; off < end; {
+		if w.stopped() {
+			return errStopped
+		}
+		piece := min(end-off, zeroPiece-off%zeroPiece)
+		if err := w.d.img.(ZeroWriter).WriteZeroes(off, piece, unmap); errors.Is(err, errors.ErrUnsupported) {
+			return errUnsupported // the guest writes the zeroes itself
+		} else if err != nil {
+			return err
+		}
+		off += piece
 	}
 	return nil
 }

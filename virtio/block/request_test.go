@@ -145,6 +145,37 @@ func TestSectorArithmetic(t *testing.T) {
 	})
 }
 
+// TestLongestTransfer: a chain can't make a request longer than the buffers that
+// the configuration allows, by naming one of them several times or otherwise.
+func TestLongestTransfer(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		img := &recorder{Memory: block.NewMemory(8 * mib)}
+		d := attach(t, open, img, block.Options{QueueSize: 8}, 0)
+		c := d.config()
+		most := int(c.SegMax) * int(c.SizeMax)
+		require.Equal(t, 6*mib, most)
+		in, out := d.In(2*mib), d.Out(make([]byte, 2*mib))
+		for _, kind := range []uint32{block.RequestIn, block.RequestOut} {
+			for n, want := range map[int]byte{most: ok, most + 512: ioError, 8 * mib: ioError} {
+				status, data := d.In(1), in
+				if kind == block.RequestOut {
+					data = out
+				}
+				bufs := []virtiotest.Buffer{d.Out(header(kind, 0))}
+				for ; n > 0; n -= int(data.Len) {
+					data.Len = uint32(min(n, 2*mib))
+					bufs = append(bufs, data)
+				}
+				d.Queues[0].AddIndirect(append(bufs, status)...)
+				d.Queues[0].Kick()
+				d.Queues[0].Next()
+				assert.Equal(t, want, d.Bytes(status)[0])
+			}
+		}
+		assert.Equal(t, []string{"write"}, img.take())
+	})
+}
+
 // TestFraming: VIRTIO 1.2, section 2.7.4: no framing is assumed. The header may
 // be split or share a buffer with data, the status stand in the last byte of
 // one.

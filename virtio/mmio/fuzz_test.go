@@ -63,7 +63,9 @@ func FuzzMMIO(f *testing.F) {
 	f.Add(ram, append(setUp(0), write(mmio.InterruptACK, 3)...))
 	f.Add([]byte{}, append(setUp(0xffff_ffff), []byte{0, 0, 0x70, 0, 0, 0, 0, 0, 2, 0, 1, 0, 0, 0, 0, 0}...))
 	f.Add(ram, append(setUp(0), write(mmio.Config+5, 1)...))
+	var growth virtiotest.Growth
 	f.Fuzz(func(t *testing.T, image, script []byte) {
+		growth.Check(t)
 		ram := make([]byte, fuzzRAM)
 		copy(ram, image)
 		mem, err := memory.FromBytes(memory.Region{GPA: fuzzBase, Mem: ram})

@@ -94,7 +94,9 @@ func FuzzPCI(f *testing.F) {
 	f.Add(ram, append(byBAR(setUp[:len(setUp)-2]), access(inBAR, 2, vpci.NotifyOffset, 0)...))
 	f.Add(ram, append(append(byBAR(setUp), access(inPorts, 2, msix+2, msixEnable|msixFunctionMask)...), []byte{inBAR, 8, 0, 0x60, 0, 0, 0, 0, inBAR, 1, 0, 0x10, 0, 0, 0, 0}...))
 	f.Add([]byte{}, append(byBAR(setUp), access(inBAR, 4, vpci.DeviceOffset, 1)...))
+	var growth virtiotest.Growth
 	f.Fuzz(func(t *testing.T, image, script []byte) {
+		growth.Check(t)
 		m := newFuzzed(t, image)
 		for n := 0; len(script) >= accessSize && n < 256; n++ {
 			m.access(script[:accessSize])

@@ -70,10 +70,12 @@ func (d *Device) serve(q *virtio.Queue, fail func(error)) {
 			// make the driver ask again at once, for ever.
 			n, err := io.ReadFull(d.source, d.buf[:min(c.WritableLen(), MaxRequest)])
 			c.Write(d.buf[:n])
+			if err != nil { // said before the request ends: a pause waits for both
+				fail(fmt.Errorf("rng: read the source of entropy: %w", err))
+			}
 			q.Push(c)
 			q.Signal()
 			if err != nil {
-				fail(fmt.Errorf("rng: read the source of entropy: %w", err))
 				return
 			}
 		}
