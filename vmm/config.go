@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -208,7 +209,7 @@ func (c Config) Validate() error {
 	if err := c.validatePlain(); err != nil {
 		return err
 	}
-	k, err := c.openImages()
+	k, err := c.openImages(context.Background())
 	if err != nil {
 		return err
 	}

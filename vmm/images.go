@@ -44,7 +44,7 @@ func (e *surprise) Unwrap() error { return e.err }
 
 // openImages opens the kernel that Config.Boot chooses and the initrd, and
 // checks that they fit the machine. The caller closes them.
-func (c *Config) openImages() (*images, error) {
+func (c *Config) openImages(ctx context.Context) (*images, error) {
 	k := &images{params: boot.Params{
 		Kernel:     c.KernelImage,
 		KernelName: c.Kernel,
@@ -54,13 +54,13 @@ func (c *Config) openImages() (*images, error) {
 		RSDP:       acpiBase,
 		ForceELF64: c.Entry64,
 	}}
-	if err := k.fill(c); err != nil {
+	if err := k.fill(ctx, c); err != nil {
 		return nil, errors.Join(err, k.close())
 	}
 	return k, nil
 }
 
-func (k *images) fill(c *Config) error {
+func (k *images) fill(ctx context.Context, c *Config) error {
 	if k.params.Kernel == nil {
 		f, err := k.open(c.Kernel)
 		if err != nil {
@@ -85,7 +85,7 @@ func (k *images) fill(c *Config) error {
 	if kind != boot.BzImage || c.Boot == BootBzImage {
 		return nil
 	}
-	err = k.fromCache(c)
+	err = k.fromCache(ctx, c)
 	switch {
 	case err == nil:
 		return nil
@@ -110,7 +110,7 @@ var errNoCache = errors.New("there is no cache for the extracted kernel")
 
 // fromCache replaces the bzImage by the vmlinux that the cache has of it. On
 // a miss only BootVMLinux extracts it right now.
-func (k *images) fromCache(c *Config) error {
+func (k *images) fromCache(ctx context.Context, c *Config) error {
 	if c.Cache == nil || c.KernelImage != nil {
 		return errNoCache
 	}
@@ -123,7 +123,7 @@ func (k *images) fromCache(c *Config) error {
 			k.missed = true
 			return errors.New("its vmlinux is not in the cache yet")
 		}
-		if path, err = fill(c.Cache, c.Kernel); err != nil {
+		if path, err = fill(ctx, c.Cache, c.Kernel); err != nil {
 			return err
 		}
 	}
@@ -144,9 +144,9 @@ func (k *images) fromCache(c *Config) error {
 // fillBound bounds the extraction of a kernel; XZ takes 5 s.
 const fillBound = 2 * time.Minute
 
-func fill(cache *kernel.Cache, path string) (string, error) {
+func fill(ctx context.Context, cache *kernel.Cache, path string) (string, error) {
 	// Another process may hold the cache's lock, and be stopped.
-	ctx, cancel := context.WithTimeout(context.Background(), fillBound)
+	ctx, cancel := context.WithTimeout(ctx, fillBound)
 	defer cancel()
 	if err := cache.FillContext(ctx, path); err != nil {
 		return "", err

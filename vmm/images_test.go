@@ -138,7 +138,7 @@ func TestSurprisesInTheCache(t *testing.T) {
 			cfg, vmlinux := cachedKernel(t)
 			tc.damage(t, vmlinux)
 			cfg = cfg.withDefaults()
-			k, err := cfg.openImages()
+			k, err := cfg.openImages(t.Context())
 			require.NoError(t, err)
 			defer k.close()
 			mem, err := memory.New(memory.Config{Size: cfg.Memory, Backing: memory.Anonymous})

@@ -106,7 +106,12 @@ const (
 //
 // Errors wrap ErrConfig (nothing was created) or ErrKVM where that is the
 // reason; memory.ErrNoMemory where the host has too little.
-func New(cfg Config) (*Machine, error) {
+func New(cfg Config) (*Machine, error) { return NewContext(context.Background(), cfg) }
+
+// NewContext is New, except that the end of ctx also ends what may take long: with
+// BootVMLinux the extraction of the kernel, for which another process may hold the
+// cache's lock. ctx does not matter any more when NewContext has returned.
+func NewContext(ctx context.Context, cfg Config) (*Machine, error) {
 	now := time.Now()
 	cfg = cfg.withDefaults()
 	if cfg.Epoch.IsZero() {
@@ -115,12 +120,12 @@ func New(cfg Config) (*Machine, error) {
 	if err := cfg.validatePlain(); err != nil {
 		return nil, errors.Join(err, closeAll(cfg.Devices))
 	}
-	m, err := newMachine(cfg)
+	m, err := newMachine(ctx, cfg)
 	var s *surprise
 	if cfg.Boot == BootAuto && errors.As(err, &s) {
 		cfg.Logger.Info("booting the bzImage as it is", "kernel", cfg.Kernel, "reason", s.err)
 		cfg.Boot = BootBzImage
-		m, err = newMachine(cfg)
+		m, err = newMachine(ctx, cfg)
 	}
 	if err != nil {
 		return nil, errors.Join(err, closeAll(cfg.Devices))
@@ -130,7 +135,7 @@ func New(cfg Config) (*Machine, error) {
 }
 
 // newMachine makes a machine of a Config that is complete.
-func newMachine(cfg Config) (*Machine, error) {
+func newMachine(ctx context.Context, cfg Config) (*Machine, error) {
 	m := &Machine{
 		cfg:   cfg,
 		log:   cfg.Logger,
@@ -143,15 +148,15 @@ func newMachine(cfg Config) (*Machine, error) {
 	m.cond.L = &m.mu
 	m.deaths.wake = make(chan struct{}, 1)
 	m.times.epoch = cfg.Epoch
-	if err := m.build(); err != nil {
+	if err := m.build(ctx); err != nil {
 		return nil, errors.Join(err, m.free())
 	}
 	return m, nil
 }
 
 // build makes everything that free takes down.
-func (m *Machine) build() error {
-	images, err := m.cfg.openImages()
+func (m *Machine) build(ctx context.Context) error {
+	images, err := m.cfg.openImages(ctx)
 	if err != nil {
 		return err
 	}

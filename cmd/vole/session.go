@@ -154,12 +154,14 @@ func (s *session) once(ctx context.Context) (exit vmm.Exit, err error) {
 	if s.cfg.Devices, err = s.devices(); err != nil {
 		return exit, err
 	}
-	if exit, over := s.unpack(ctx); over {
-		closeDevices(s.cfg.Devices)
-		return exit, nil
-	}
-	m, err := vmm.New(s.cfg) // the devices are its own from here on
-	if err != nil {
+	m, err := s.newMachine(ctx) // the devices are its own from here on
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return vmm.Exit{Reason: vmm.Killed}, nil
+	case err == errTimeUp:
+		return vmm.Exit{Reason: vmm.Timeout}, nil
+	default:
 		if errors.Is(err, vmm.ErrKVM) {
 			err = fmt.Errorf("%w (`vole doctor` says more)", err)
 		}
@@ -258,41 +260,22 @@ func describe(e vmm.Exit) string {
 // fillBound bounds the unpacking of a kernel, and the wait for another vole that is at it. XZ takes 5 s.
 const fillBound = time.Minute
 
-// unpack puts the kernel into the cache where it is to be booted from there, as vmm.New would, but
-// only as long as the run may take, and it is not ended: another vole may hold the cache's lock. Where
-// that fails, New says why. over says that the run ends here.
-func (s *session) unpack(ctx context.Context) (exit vmm.Exit, over bool) {
-	if s.cfg.Boot != vmm.BootVMLinux || s.cfg.Cache == nil {
-		return exit, false
-	}
-	if _, ok, err := s.cfg.Cache.Lookup(s.cfg.Kernel); ok || err != nil {
-		return exit, false
-	}
-	within := ctx
+// errTimeUp says that --timeout has passed before there was a machine.
+var errTimeUp = errors.New("no time is left")
+
+// newMachine is vmm.New, which with --boot vmlinux may have to unpack the kernel first: that too has no
+// longer than the run, or errTimeUp comes of it.
+func (s *session) newMachine(ctx context.Context) (*vmm.Machine, error) {
 	if s.cfg.Timeout > 0 {
-		began := time.Now()
-		defer func() { s.cfg.Timeout = max(s.cfg.Timeout-time.Since(began), time.Nanosecond) }()
 		var cancel context.CancelFunc
-		within, cancel = context.WithTimeout(ctx, s.cfg.Timeout)
+		ctx, cancel = context.WithTimeout(ctx, s.cfg.Timeout)
 		defer cancel()
 	}
-	_ = s.cfg.Cache.FillContext(within, s.cfg.Kernel)
-	switch {
-	case ctx.Err() != nil:
-		return vmm.Exit{Reason: vmm.Killed}, true
-	case within.Err() != nil:
-		return vmm.Exit{Reason: vmm.Timeout}, true
+	m, err := vmm.NewContext(ctx, s.cfg)
+	if err != nil && ctx.Err() == context.DeadlineExceeded {
+		err = errTimeUp
 	}
-	return exit, false
-}
-
-// closeDevices is for devices that no machine has taken.
-func closeDevices(list []virtio.Device) {
-	for _, d := range list {
-		if c, ok := d.(io.Closer); ok {
-			_ = c.Close()
-		}
-	}
+	return m, err
 }
 
 // fillCache unpacks the kernel for the next run. The guest's end stands, whatever comes of this.
