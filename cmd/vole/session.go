@@ -157,7 +157,7 @@ func (s *session) once(ctx context.Context) (exit vmm.Exit, err error) {
 	m, err := s.newMachine(ctx) // the devices are its own from here on
 	switch {
 	case err == nil:
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 		return vmm.Exit{Reason: vmm.Killed}, nil
 	case err == errTimeUp:
 		return vmm.Exit{Reason: vmm.Timeout}, nil
@@ -272,7 +272,7 @@ func (s *session) newMachine(ctx context.Context) (*vmm.Machine, error) {
 		defer cancel()
 	}
 	m, err := vmm.NewContext(ctx, s.cfg)
-	if err != nil && ctx.Err() == context.DeadlineExceeded {
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
 		err = errTimeUp
 	}
 	return m, err

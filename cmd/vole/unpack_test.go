@@ -27,7 +27,11 @@ func TestUnpackEnds(t *testing.T) {
 	_, err = s.newMachine(t.Context())
 	assert.Equal(t, errTimeUp, err)
 
-	s.cfg.Timeout = time.Hour
+	s.cfg.Kernel = filepath.Join(t.TempDir(), "none")
+	_, err = s.newMachine(t.Context())
+	assert.ErrorIs(t, err, vmm.ErrConfig, "bad input stays bad input, however little time there is")
+
+	s.cfg.Kernel, s.cfg.Timeout = kernels[0], time.Hour
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err = s.newMachine(ctx)

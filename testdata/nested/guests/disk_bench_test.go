@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -184,6 +183,6 @@ func compareDisks(b *testing.B, where, tools string, queues int) {
 			b.Fatal("no QEMU came up")
 		}
 		b.Logf("%-16s %10.0f %14.0f %14.0f %7.2f", row.name, m[0], m[1], m[2], m[0]/best)
-		b.ReportMetric(m[0]/best, strings.ReplaceAll(row.name, " ", "-")+"/qemu")
+		b.ReportMetric(m[0]/best, row.name+"/qemu")
 	}
 }
