@@ -39,6 +39,10 @@ var mayImport = map[string][]string{
 	"virtio/block":           {"virtio", "memory"},
 	"virtio/block/blocktest": {"virtio", "memory", "virtio/block"},
 	"virtio/rng":             {"virtio", "memory"},
+	"virtio/net":             {"virtio", "memory"},
+	"virtio/net/usernet":     {"virtio", "virtio/net", "memory"},
+	"virtio/vsock":           {"virtio", "memory"},
+	"virtio/console":         {"virtio", "memory"},
 	"virtio/virtiotest":      {"virtio", "virtio/mmio", "virtio/pci", "memory", "devices", "devices/pci"},
 	"vmm":                    {"kvm", "memory", "boot", "boot/", "devices", "devices/pci", "virtio", "virtio/mmio", "virtio/pci"},
 	"vmm/spec":               {"vmm", "kvm", "memory", "boot", "boot/", "devices", "devices/pci", "virtio", "virtio/"},
@@ -53,7 +57,7 @@ var mayImportDirectly = map[string][]string{
 }
 
 // unsafePackages may hold files named *_unsafe.go.
-var unsafePackages = []string{"kvm", "memory", "virtio", "virtio/block"}
+var unsafePackages = []string{"kvm", "memory", "virtio", "virtio/block", "virtio/net"}
 
 // vmmLinks are the modules that a program which imports only vmm may link.
 var vmmLinks = []string{

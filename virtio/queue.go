@@ -221,16 +221,50 @@ func (q *Queue) look() (bool, error) {
 	return false, nil
 }
 
+// Unpop puts back the last n chains that were popped, untouched: the next Pop takes
+// them again. It is for a device that popped more than it turned out to need, which
+// must be its only goroutine that pops from the queue.
+func (q *Queue) Unpop(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.next -= uint16(n)
+	q.inflight -= n
+	if !q.busy() {
+		q.idle.Broadcast()
+	}
+}
+
 // Push gives a chain back, with the number of bytes written to it from the
 // first writable one on (rule 14). A [Queue.Signal] must follow, after this or
 // more of them: until it has told the driver, the queue can't be paused.
 func (q *Queue) Push(c *Chain) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.use(c)
+	q.publish()
+}
+
+// PushAll is Push for chains of which the driver must see all or none, in their
+// order.
+func (q *Queue) PushAll(cs []*Chain) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, c := range cs {
+		q.use(c)
+	}
+	q.publish()
+}
+
+// use writes a chain's element of the used ring, which the driver does not look at
+// before publish.
+func (q *Queue) use(c *Chain) {
 	q.inflight--
 	e := q.used[ringElements+usedElement*int(q.done&(q.size-1)):]
 	binary.LittleEndian.PutUint64(e, uint64(c.head)|uint64(c.written)<<32)
 	q.done++
+}
+
+func (q *Queue) publish() {
 	flags := uint16(0)
 	if q.quiet {
 		flags = usedNoNotify

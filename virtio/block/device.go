@@ -44,7 +44,7 @@ type Options struct {
 	// a request out and then waits for its tokens, so that what waits is not in
 	// flight: a burst may exceed the limit by one request for each worker, the
 	// rate over time does not.
-	Limits Limits
+	Limits virtio.Limits
 	// Name stands in log lines and errors, "" is the serial. Logger receives the errors of
 	// the image, at most one line a second; nil is silent.
 	Name   string
@@ -59,8 +59,8 @@ type Device struct {
 	opts     Options
 	features uint64
 	longest  uint64 // bytes of a transfer
-	limiter  *Limiter
-	clock    Clock
+	limiter  *virtio.Limiter
+	clock    virtio.Clock
 	log      *slog.Logger
 	muffled  muffle
 
@@ -82,14 +82,14 @@ type State struct {
 // New makes a disk of img, which then belongs to it: Close closes an image that
 // is an io.Closer, and so does New when it fails. Errors wrap ErrImage.
 func New(img Image, o Options) (*Device, error) {
-	d, err := newDevice(img, o, systemClock{start: time.Now()})
+	d, err := newDevice(img, o, virtio.NewClock())
 	if err != nil {
 		return nil, errors.Join(err, closeImage(img))
 	}
 	return d, nil
 }
 
-func newDevice(img Image, o Options, clock Clock) (*Device, error) {
+func newDevice(img Image, o Options, clock virtio.Clock) (*Device, error) {
 	if o.Queues == 0 {
 		o.Queues = 1
 	}
@@ -118,7 +118,7 @@ func newDevice(img Image, o Options, clock Clock) (*Device, error) {
 	case img.Size() <= 0 || img.Size()%SectorSize != 0:
 		return nil, refuse(name, nil, "a size of %d bytes is no multiple of %d", img.Size(), SectorSize)
 	}
-	limiter, err := NewLimiter(o.Limits, clock)
+	limiter, err := virtio.NewLimiter(o.Limits, clock)
 	if err != nil {
 		return nil, refuse(name, err, "%v", err)
 	}

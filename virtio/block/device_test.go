@@ -99,7 +99,7 @@ func TestOptionsThatMakeNoSense(t *testing.T) {
 		{"workers", "65 workers", block.NewMemory(mib), block.Options{Workers: 65}},
 		{"negative workers", "-1 workers", block.NewMemory(mib), block.Options{Workers: -1}},
 		{"empty", "0 bytes", block.NewMemory(0), block.Options{}},
-		{"rate", "negative", block.NewMemory(mib), block.Options{Limits: block.Limits{Ops: block.Rate{PerSecond: -1}}}},
+		{"rate", "negative", block.NewMemory(mib), block.Options{Limits: virtio.Limits{Ops: virtio.Rate{PerSecond: -1}}}},
 		{"block size 0", "blocks of 0", coarse{block.NewMemory(mib), 0, 512}, block.Options{}},
 		{"block size 3000", "blocks of 512 and 3000", coarse{block.NewMemory(mib), 512, 3000}, block.Options{}},
 	} {
@@ -519,7 +519,7 @@ func TestRateLimit(t *testing.T) {
 		img := &recorder{Memory: block.NewMemory(mib)}
 		dev, err := block.NewWithClock(img, block.Options{
 			Workers: 1,
-			Limits:  block.Limits{Bytes: block.Rate{PerSecond: 4096}, Ops: block.Rate{PerSecond: 4}},
+			Limits:  virtio.Limits{Bytes: virtio.Rate{PerSecond: 4096}, Ops: virtio.Rate{PerSecond: 4}},
 		}, at)
 		require.NoError(t, err)
 		d := started(t, open, dev, 0)
@@ -584,7 +584,7 @@ func TestRateLimitOverTime(t *testing.T) {
 		at := newClock()
 		const workers, burst, each = 4, 4, time.Second / 4
 		dev, err := block.NewWithClock(block.NewMemory(mib), block.Options{
-			Workers: workers, Limits: block.Limits{Ops: block.Rate{PerSecond: 4, Burst: burst}},
+			Workers: workers, Limits: virtio.Limits{Ops: virtio.Rate{PerSecond: 4, Burst: burst}},
 		}, at)
 		require.NoError(t, err)
 		d := started(t, open, dev, 0)
@@ -607,7 +607,7 @@ func TestRateLimitOverTime(t *testing.T) {
 func TestPauseWithADebt(t *testing.T) {
 	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
 		d := attach(t, open, block.NewMemory(mib), block.Options{
-			Limits: block.Limits{Bytes: block.Rate{PerSecond: 1024, Burst: 1024}},
+			Limits: virtio.Limits{Bytes: virtio.Rate{PerSecond: 1024, Burst: 1024}},
 		}, 0)
 		var all []*request
 		for range block.DefaultWorkers + 4 {
@@ -657,7 +657,7 @@ func (a *activated) Activate(to virtio.Activation) error {
 // and not for all of it, with a rate limit and without.
 func TestZeroesStop(t *testing.T) {
 	const most, piece = 128 * mib, 4 * mib
-	for name, limits := range map[string]block.Limits{"no limit": {}, "limit": {Ops: block.Rate{PerSecond: 1 << 40}}} {
+	for name, limits := range map[string]virtio.Limits{"no limit": {}, "limit": {Ops: virtio.Rate{PerSecond: 1 << 40}}} {
 		t.Run(name, func(t *testing.T) {
 			virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
 				img := &stopping{Memory: block.NewMemory(256 * mib), pieces: make(chan [2]int64), next: make(chan struct{})}

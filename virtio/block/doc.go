@@ -5,7 +5,7 @@
 // says by implementing the small interfaces beside it. [Open] makes one from a
 // path: a raw file or block device as a [File], a qcow2 image, and either of
 // them under a copy-on-write [Overlay]. [Memory] is an image in RAM. A
-// [Limiter] bounds how fast an image is used.
+// [virtio.Limiter] bounds how fast an image is used.
 //
 // # Trust
 //

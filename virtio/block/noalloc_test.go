@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vole-vmm/vole/virtio"
 	"github.com/vole-vmm/vole/virtio/virtiotest"
 )
 
@@ -30,9 +31,9 @@ func deviceWithoutAllocations(t *testing.T) {
 		},
 	}
 	for name, image := range images {
-		for limit, limits := range map[string]Limits{
+		for limit, limits := range map[string]virtio.Limits{
 			"no limit":   {},
-			"with limit": {Bytes: Rate{PerSecond: 1 << 50}, Ops: Rate{PerSecond: 1 << 40}},
+			"with limit": {Bytes: virtio.Rate{PerSecond: 1 << 50}, Ops: virtio.Rate{PerSecond: 1 << 40}},
 		} {
 			t.Run(name+"/"+limit, func(t *testing.T) {
 				dev, err := New(image(), Options{Limits: limits})

@@ -1,10 +1,8 @@
-package block
+package virtio
 
 import (
 	"math"
-	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -12,51 +10,13 @@ import (
 )
 
 // handClock moves when it is told to.
-type handClock struct {
-	mu     sync.Mutex
-	now    time.Duration
-	timers []*handTimer
-	asked  chan time.Duration
-}
+type handClock struct{ now time.Duration }
 
-type handTimer struct {
-	at   time.Duration
-	c    chan time.Time
-	gone bool
-}
+func (c *handClock) Now() time.Duration { return c.now }
 
-func newHandClock() *handClock { return &handClock{asked: make(chan time.Duration, 100)} }
+func (*handClock) After(time.Duration) (<-chan time.Time, func()) { panic("nobody waits here") }
 
-func (c *handClock) Now() time.Duration {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *handClock) After(d time.Duration) (<-chan time.Time, func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	t := &handTimer{at: c.now + d, c: make(chan time.Time, 1)}
-	c.timers = append(c.timers, t)
-	c.asked <- d
-	return t.c, func() {
-		c.mu.Lock()
-		t.gone = true
-		c.mu.Unlock()
-	}
-}
-
-func (c *handClock) advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now += d
-	for _, t := range c.timers {
-		if t.at <= c.now && !t.gone {
-			t.gone = true
-			t.c <- time.Time{}
-		}
-	}
-}
+func (c *handClock) advance(d time.Duration) { c.now += d }
 
 func TestLimiterArithmetic(t *testing.T) {
 	type step struct {
@@ -98,7 +58,7 @@ func TestLimiterArithmetic(t *testing.T) {
 		{"negative numbers take nothing", Limits{Ops: Rate{10, 1}}, []step{{0, -5, -5, 0}, {0, 1, 0, 0}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			clock := newHandClock()
+			clock := new(handClock)
 			l, err := NewLimiter(c.limits, clock)
 			require.NoError(t, err)
 			for i, s := range c.steps {
@@ -112,7 +72,7 @@ func TestLimiterArithmetic(t *testing.T) {
 // TestLimiterKeepsTheRate has many small requests with a rate whose cost is no
 // whole number of nanoseconds.
 func TestLimiterKeepsTheRate(t *testing.T) {
-	clock := newHandClock()
+	clock := new(handClock)
 	l, err := NewLimiter(Limits{Bytes: Rate{PerSecond: 3_000_000_007, Burst: 1}}, clock)
 	require.NoError(t, err)
 	var last time.Duration
@@ -129,13 +89,10 @@ func TestLimiterWithoutLimits(t *testing.T) {
 	require.NoError(t, err)
 	assert.Nil(t, l)
 	assert.Zero(t, l.Reserve(1, 1<<40))
-	assert.NoError(t, l.Wait(nil, 1, 1<<40))
-	if !raceEnabled {
-		assert.Zero(t, testing.AllocsPerRun(100, func() { _ = l.Wait(nil, 1, 4096) }))
-		m, err := NewLimiter(Limits{Ops: Rate{PerSecond: math.MaxInt64}}, nil)
-		require.NoError(t, err)
-		assert.Zero(t, testing.AllocsPerRun(100, func() { _ = m.Wait(nil, 1, 4096) }))
-	}
+	assert.Zero(t, testing.AllocsPerRun(100, func() { _ = l.Reserve(1, 4096) }))
+	m, err := NewLimiter(Limits{Ops: Rate{PerSecond: math.MaxInt64}}, nil)
+	require.NoError(t, err)
+	assert.Zero(t, testing.AllocsPerRun(100, func() { _ = m.Reserve(1, 4096) }))
 }
 
 func TestLimitsThatMakeNoSense(t *testing.T) {
@@ -152,45 +109,11 @@ func TestLimitsThatMakeNoSense(t *testing.T) {
 	}
 }
 
-func TestLimiterWait(t *testing.T) {
-	clock := newHandClock()
-	l, err := NewLimiter(Limits{Ops: Rate{10, 1}}, clock)
-	require.NoError(t, err)
-	require.NoError(t, l.Wait(nil, 1, 0))
-	assert.Empty(t, clock.asked)
-
-	first, second := make(chan error), make(chan error)
-	cancel := make(chan struct{})
-	go func() { first <- l.Wait(nil, 1, 0) }()
-	assert.Equal(t, 100*time.Millisecond, <-clock.asked)
-	go func() { second <- l.Wait(cancel, 3, 0) }()
-	assert.Equal(t, 400*time.Millisecond, <-clock.asked)
-	clock.advance(100 * time.Millisecond)
-	assert.NoError(t, <-first)
-	close(cancel)
-	assert.ErrorIs(t, <-second, ErrCanceled)
-	assert.Equal(t, 100*time.Millisecond, l.Reserve(1, 0), "what was not used went back")
-}
-
-func TestLimiterBySystemClock(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l, err := NewLimiter(Limits{Bytes: Rate{1 << 20, 1 << 20}}, nil)
-		require.NoError(t, err)
-		start := time.Now()
-		var wg sync.WaitGroup
-		for range 64 {
-			wg.Go(func() { assert.NoError(t, l.Wait(nil, 1, 1<<20)) })
-		}
-		wg.Wait()
-		assert.Equal(t, 63*time.Second, time.Since(start))
-	})
-}
-
 func BenchmarkLimiter(b *testing.B) {
 	l, err := NewLimiter(Limits{Ops: Rate{PerSecond: math.MaxInt64}, Bytes: Rate{PerSecond: math.MaxInt64}}, nil)
 	require.NoError(b, err)
 	b.ReportAllocs()
 	for b.Loop() {
-		_ = l.Wait(nil, 1, 4096)
+		_ = l.Reserve(1, 4096)
 	}
 }

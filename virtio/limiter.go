@@ -1,16 +1,12 @@
-package block
+package virtio
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"math/bits"
 	"sync"
 	"time"
 )
-
-// ErrCanceled is returned by [Limiter.Wait] when its done channel was closed.
-var ErrCanceled = errors.New("block: wait for the rate limit was cancelled")
 
 // Rate is what one token bucket allows.
 type Rate struct {
@@ -20,7 +16,7 @@ type Rate struct {
 	Burst int64
 }
 
-// Limits are the rates of a disk, for reads and writes together.
+// Limits are the rates of a device, or of one direction of it.
 type Limits struct {
 	Bytes Rate
 	Ops   Rate
@@ -34,9 +30,9 @@ func (l Limits) Validate() error {
 	}{{"bytes", l.Bytes}, {"operations", l.Ops}} {
 		switch {
 		case r.rate.PerSecond < 0 || r.rate.Burst < 0:
-			return fmt.Errorf("block: a rate of %d %s a second with a burst of %d is negative", r.rate.PerSecond, r.what, r.rate.Burst)
+			return fmt.Errorf("virtio: a rate of %d %s a second with a burst of %d is negative", r.rate.PerSecond, r.what, r.rate.Burst)
 		case r.rate.PerSecond == 0 && r.rate.Burst != 0:
-			return fmt.Errorf("block: a burst of %d %s needs a rate", r.rate.Burst, r.what)
+			return fmt.Errorf("virtio: a burst of %d %s needs a rate", r.rate.Burst, r.what)
 		}
 	}
 	return nil
@@ -50,6 +46,9 @@ type Clock interface {
 	// it before that.
 	After(d time.Duration) (fired <-chan time.Time, stop func())
 }
+
+// NewClock returns the machine's own clock.
+func NewClock() Clock { return systemClock{start: time.Now()} }
 
 type systemClock struct{ start time.Time }
 
@@ -83,7 +82,7 @@ func NewLimiter(l Limits, clock Clock) (*Limiter, error) {
 		return nil, nil
 	}
 	if clock == nil {
-		clock = systemClock{start: time.Now()}
+		clock = NewClock()
 	}
 	now := clock.Now()
 	return &Limiter{clock: clock, bytes: newBucket(l.Bytes, now), ops: newBucket(l.Ops, now)}, nil
@@ -126,22 +125,21 @@ func nanoseconds(n, rest, rate uint64) (time.Duration, uint64) {
 	return time.Duration(q), r
 }
 
-// take takes n tokens and returns how long they are a debt, and what the
-// bucket lost, for give.
-func (b *bucket) take(now time.Duration, n int64) (wait, cost time.Duration) {
+// take takes n tokens and returns how long they are a debt.
+func (b *bucket) take(now time.Duration, n int64) time.Duration {
 	if b.rate == 0 || n <= 0 {
-		return 0, 0
+		return 0
 	}
 	if b.full < now {
 		b.full, b.rest = now, 0
 	}
-	cost, b.rest = nanoseconds(uint64(n), b.rest, b.rate)
-	cost = min(cost, math.MaxInt64/2)
+	cost, rest := nanoseconds(uint64(n), b.rest, b.rate)
+	b.rest = rest
 	if b.full > math.MaxInt64/2 {
 		cost = 0 // a debt of a century is enough
 	}
 	b.full += cost
-	return b.debt(now), cost
+	return b.debt(now)
 }
 
 // debt is how long what was taken is a debt.
@@ -165,41 +163,8 @@ func (l *Limiter) Reserve(ops int, bytes int64) time.Duration {
 	if l == nil {
 		return 0
 	}
-	wait, _, _ := l.reserve(ops, bytes)
-	return wait
-}
-
-func (l *Limiter) reserve(ops int, bytes int64) (wait, bytesCost, opsCost time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.clock.Now()
-	w1, bytesCost := l.bytes.take(now, bytes)
-	w2, opsCost := l.ops.take(now, int64(ops))
-	return max(w1, w2), bytesCost, opsCost
-}
-
-// Wait takes the tokens of a request of so many operations and bytes and
-// returns when it may begin. When done is closed before that, the tokens go
-// back and Wait returns [ErrCanceled]; a nil done never is. It costs one timer
-// while it waits, and nothing else.
-func (l *Limiter) Wait(done <-chan struct{}, ops int, bytes int64) error {
-	if l == nil {
-		return nil
-	}
-	wait, bytesCost, opsCost := l.reserve(ops, bytes)
-	if wait == 0 {
-		return nil
-	}
-	fired, stop := l.clock.After(wait)
-	defer stop()
-	select {
-	case <-fired:
-		return nil
-	case <-done:
-		l.mu.Lock()
-		l.bytes.full -= bytesCost
-		l.ops.full -= opsCost
-		l.mu.Unlock()
-		return ErrCanceled
-	}
+	return max(l.bytes.take(now, bytes), l.ops.take(now, int64(ops)))
 }
