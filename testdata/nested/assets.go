@@ -17,6 +17,7 @@ import (
 const (
 	AssetVole    = "vole"    // the vole binary: $VOLE_BIN, else built from this module
 	AssetBusybox = "busybox" // a static busybox
+	AssetPeer    = "peer"    // the program of testdata/nested/stream/peer, static, built from this module
 	AssetQEMU    = "qemu"    // the directory of the unpacked QEMU; run it by [QEMUCommand]
 	AssetFio     = "fio"     // an ext4 image to chroot into, with /bin/fio and /mnt
 	AssetRoot    = "root"    // an ext4 image of a small Debian system with systemd; root has no password
@@ -75,6 +76,9 @@ func assetPath(name string) (string, error) {
 			return filepath.Abs(path)
 		}
 		return "", fmt.Errorf("%w: vole (VOLE_BIN is not set); `make build` builds it", ErrNotFetched)
+	}
+	if name == AssetPeer {
+		return builtPath(name)
 	}
 	if name == AssetI386 || name == AssetARM64 {
 		return foreignKernel(name)
@@ -279,22 +283,47 @@ func (q qemuTree) prefix() []string {
 	return args
 }
 
+// builtPath is where a program of this module is built to.
+func builtPath(name string) (string, error) {
+	cache, err := CacheDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(cache, "bin", name), nil
+}
+
+// build builds a program of this module.
+func build(pkg, path string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), buildTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "github.com/vole-vmm/vole/"+pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("nested: build %s: %w\n%s", pkg, err, out)
+	}
+	return nil
+}
+
+// buildPeer builds AssetPeer.
+func buildPeer() error {
+	path, err := builtPath(AssetPeer)
+	if err != nil {
+		return err
+	}
+	return build("testdata/nested/stream/peer", path)
+}
+
 // buildVole builds the vole binary into the cache and points VOLE_BIN at it.
 func buildVole() error {
 	if os.Getenv("VOLE_BIN") != "" {
 		return nil
 	}
-	cache, err := CacheDir()
+	path, err := builtPath(AssetVole)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(cache, "bin", "vole")
-	ctx, cancel := context.WithTimeout(context.Background(), buildTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "github.com/vole-vmm/vole/cmd/vole")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("nested: build vole: %w\n%s", err, out)
+	if err := build("cmd/vole", path); err != nil {
+		return err
 	}
 	return os.Setenv("VOLE_BIN", path)
 }

@@ -139,6 +139,7 @@ const (
 	ComponentExt     = "e2fsprogs" // what makes and checks ext4
 	ComponentRoot    = "root"      // a small Debian system: root.img
 	ComponentFio     = "fio"       // fio and its libraries: fio.img
+	ComponentNet     = "net"       // iperf3 and socat
 	// Kernels of other architectures, which vole must refuse: the image alone.
 	ComponentI386  = "kernel-i386"
 	ComponentARM64 = "kernel-arm64"

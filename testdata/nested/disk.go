@@ -4,12 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/vole-vmm/vole/boot/initramfs"
 )
 
 // DiskDir is where the emulated host has its disk, if it has one.
@@ -46,28 +43,6 @@ func makeDisk(ctx context.Context, size string) (string, error) {
 		return "", err
 	}
 	return f.Name(), nil
-}
-
-// diskModules adds the modules for the emulated host's disk and returns their
-// paths, in loading order.
-func (p *packer) diskModules(k Kernel) ([]string, error) {
-	dir, err := initramfs.OpenModules(k.Modules)
-	if err != nil {
-		return nil, fmt.Errorf("nested: look for the emulated host's modules: %w", err)
-	}
-	sel, err := dir.Select(initramfs.SelectOptions{}, diskModules...)
-	if err != nil {
-		return nil, fmt.Errorf("nested: look for the emulated host's modules: %w", err)
-	}
-	var paths []string
-	for _, m := range sel.Load {
-		path := filepath.Join(k.Modules, m.Path)
-		if err := p.file(path, path); err != nil {
-			return nil, err
-		}
-		paths = append(paths, path)
-	}
-	return paths, nil
 }
 
 // mountDisk is init's part.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -41,6 +42,8 @@ type Command struct {
 	Out []string
 	// Memory of the emulated host, as QEMU takes it; "" is DefaultMemory.
 	Memory string
+	// Modules are loaded by the emulated host, by name, with those that they need.
+	Modules []string
 	// Disk is the size of a disk of the emulated host, mounted at DiskDir, as
 	// mke2fs takes it ("1G"); "" is none. Without it all files are in memory.
 	Disk string
@@ -134,16 +137,13 @@ func (c *Command) pack(kernel Kernel) (string, error) {
 	}
 	j := job{Argv: c.Args, Dir: dir, Out: c.Out}
 	j.Env = insideEnv(append([]string{"VOLE_TEST_CACHE=" + cache}, c.Env...))
-	if j.Modules, err = p.modules(kernel); err != nil {
-		return "", err
-	}
+	modules := append(slices.Clone(hostModules), c.Modules...)
 	if c.Disk != "" {
 		j.Disk = true
-		more, err := p.diskModules(kernel)
-		if err != nil {
-			return "", err
-		}
-		j.Modules = append(j.Modules, more...)
+		modules = append(modules, diskModules...)
+	}
+	if j.Modules, err = p.modules(kernel, modules); err != nil {
+		return "", err
 	}
 	for _, program := range []string{self, c.Args[0]} {
 		if err := p.program(program); err != nil {

@@ -26,6 +26,8 @@ type Options struct {
 	Out []string
 	// Memory of the emulated host, as QEMU takes it; "" is DefaultMemory.
 	Memory string
+	// Modules are the modules that the emulated host loads; see Command.
+	Modules []string
 	// Disk is the size of a disk of the emulated host; see Command.
 	Disk string
 	// Quiet is the longest time that the tests may be silent; beyond it they are
@@ -57,11 +59,16 @@ func Main(m *testing.M, o Options) {
 		os.Exit(2)
 	}
 	for _, name := range o.Assets {
-		if name == AssetVole {
-			if err := buildVole(); err != nil {
-				fmt.Fprintln(os.Stderr, err)
-				os.Exit(2)
-			}
+		var err error
+		switch name {
+		case AssetVole:
+			err = buildVole()
+		case AssetPeer:
+			err = buildPeer()
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(2)
 		}
 	}
 	if !emulate || nothingToRun() {
@@ -218,7 +225,7 @@ func testCommand(o Options) (*Command, time.Time, error) {
 		return nil, time.Time{}, fmt.Errorf("find the working directory: %w", err)
 	}
 	c := &Command{
-		Args: []string{self}, Dir: dir, Assets: o.Assets, Files: o.Files, Memory: o.Memory, Disk: o.Disk, Quiet: o.Quiet,
+		Args: []string{self}, Dir: dir, Assets: o.Assets, Files: o.Files, Memory: o.Memory, Modules: o.Modules, Disk: o.Disk, Quiet: o.Quiet,
 	}
 	if c.Quiet == 0 {
 		c.Quiet = DefaultQuiet

@@ -13,7 +13,7 @@ import (
 	"github.com/vole-vmm/vole/boot/initramfs"
 )
 
-// hostModules are what the emulated host loads, in order.
+// hostModules are what every emulated host loads.
 var hostModules = []string{"irqbypass", "kvm", "kvm-amd"}
 
 // packer collects the initramfs of the emulated host. What it adds stands at
@@ -148,29 +148,24 @@ func (p *packer) asset(name string) error {
 	return p.add(path)
 }
 
-// modules adds the emulated host's own modules and returns their paths.
-func (p *packer) modules(k Kernel) ([]string, error) {
-	paths := make([]string, len(hostModules))
-	err := filepath.WalkDir(k.Modules, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		name, _, ok := strings.Cut(d.Name(), ".ko")
-		if i := slices.Index(hostModules, name); ok && i >= 0 {
-			paths[i] = path
-		}
-		return nil
-	})
+// modules adds modules of the emulated host's kernel, and those that they need,
+// and returns their paths in loading order. What the kernel has built in is none.
+func (p *packer) modules(k Kernel, names []string) ([]string, error) {
+	dir, err := initramfs.OpenModules(k.Modules)
 	if err != nil {
 		return nil, fmt.Errorf("nested: look for the emulated host's modules: %w", err)
 	}
-	for i, path := range paths {
-		if path == "" {
-			return nil, fmt.Errorf("nested: %s has no module %s", k.Modules, hostModules[i])
-		}
+	sel, err := dir.Select(initramfs.SelectOptions{}, names...)
+	if err != nil {
+		return nil, fmt.Errorf("nested: look for the emulated host's modules: %w", err)
+	}
+	var paths []string
+	for _, m := range sel.Load {
+		path := filepath.Join(k.Modules, m.Path)
 		if err := p.file(path, path); err != nil {
 			return nil, err
 		}
+		paths = append(paths, path)
 	}
 	return paths, nil
 }

@@ -61,6 +61,7 @@ func wants() []want {
 		// Behind e2fsprogs, which it uses.
 		{name: nested.ComponentRoot, roots: rootPackages, take: all, optional: true, build: buildRoot, asRoot: true, recipe: rootRecipe()},
 		{name: nested.ComponentFio, roots: []string{"fio"}, take: fioNeeds, optional: true, larger: true, build: buildFio, recipe: fioRecipe},
+		{name: nested.ComponentNet, roots: []string{"iperf3", "socat"}, take: all, optional: true, larger: true},
 		{name: nested.ComponentI386, roots: []string{"linux-image-686"}, take: kernel, optional: true, arch: "i386", only: image},
 		{name: nested.ComponentARM64, roots: []string{"linux-image-cloud-arm64"}, take: kernel, optional: true, arch: "arm64", only: image},
 	}

@@ -55,6 +55,7 @@ func main() {
 	flag.Var(&files, "file", "bring in a file or directory (repeatable)")
 	flag.Var(&out, "out", "bring back a file or directory (repeatable)")
 	flag.Var((*list)(&c.Env), "env", "set a variable, NAME=VALUE (repeatable)")
+	flag.Var((*list)(&c.Modules), "module", "load a module in the emulated host (repeatable)")
 	flag.StringVar(&c.Memory, "memory", nested.DefaultMemory, "memory of the emulated host")
 	flag.DurationVar(&limit, "timeout", 0, "end the command after this long; 0 is never")
 	flag.BoolVar(&always, "always", false, "use the emulated host although /dev/kvm could boot a stock kernel")
