@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -43,15 +42,7 @@ type Disk struct {
 	BPSBurst  Text `json:"bps-burst,omitempty"`
 }
 
-// diskOption is a word behind the file of a disk: one with a value, or one that stands alone and
-// then has a value of its own.
-type diskOption struct {
-	name  string
-	alone string // what the bare word means; "" if it needs a value
-	set   func(d *Disk, v string) error
-}
-
-var diskOptions = []diskOption{
+var diskOptions = []option[Disk]{
 	{"ro", "on", func(d *Disk, v string) (err error) { d.ReadOnly, err = onOff(v); return err }},
 	{"serial", "", func(d *Disk, v string) error { d.Serial = v; return nil }},
 	{"format", "", func(d *Disk, v string) error { d.Format = v; return nil }},
@@ -65,16 +56,6 @@ var diskOptions = []diskOption{
 	{"bps-burst", "", func(d *Disk, v string) error { d.BPSBurst = Text(v); return nil }},
 }
 
-func onOff(v string) (bool, error) {
-	switch v {
-	case "on":
-		return true, nil
-	case "off":
-		return false, nil
-	}
-	return false, fmt.Errorf("%q is neither on nor off", v)
-}
-
 // DiskUsage is the form that ParseDisk reads, for help texts.
 const DiskUsage = "FILE[,ro][,cow[=memory][,cow-limit=SIZE]][,serial=S][,format=raw|qcow2][,cache=writeback|writethrough|none][,queues=N][,iops=N][,iops-burst=N][,bps=SIZE][,bps-burst=SIZE]"
 
@@ -85,52 +66,11 @@ func ParseDisk(s string) (Disk, error) {
 	if d.File == "" {
 		return Disk{}, fmt.Errorf("%q names no file: want %s", s, DiskUsage)
 	}
-	seen := map[string]bool{}
-	for _, word := range words[1:] {
-		name, value, valued := strings.Cut(word, "=")
-		var o *diskOption
-		for i := range diskOptions {
-			if diskOptions[i].name == name {
-				o = &diskOptions[i]
-			}
-		}
-		switch {
-		case o == nil:
-			return Disk{}, fmt.Errorf("%q: %q is no option of a disk: want %s (a comma in a file's name is written twice)", s, word, DiskUsage)
-		case seen[name]:
-			return Disk{}, fmt.Errorf("%q: %s is given more than once", s, name)
-		case !valued && o.alone == "":
-			return Disk{}, fmt.Errorf("%q: %s needs a value, as %s=VALUE", s, name, name)
-		case !valued:
-			value = o.alone
-		case value == "":
-			return Disk{}, fmt.Errorf("%q: %s is empty", s, name)
-		}
-		seen[name] = true
-		if err := o.set(&d, value); err != nil {
-			return Disk{}, fmt.Errorf("%q: %s: %w", s, name, err)
-		}
+	err := parseOptions(s, words[1:], diskOptions, &d, "a disk: want "+DiskUsage+" (a comma in a file's name is written twice)")
+	if err != nil {
+		return Disk{}, err
 	}
 	return d, nil
-}
-
-// splitCommas splits at commas; two of them are one in a word.
-func splitCommas(s string) []string {
-	var words []string
-	var word strings.Builder
-	for i := 0; i < len(s); i++ {
-		switch {
-		case s[i] != ',':
-			word.WriteByte(s[i])
-		case i+1 < len(s) && s[i+1] == ',':
-			word.WriteByte(',')
-			i++
-		default:
-			words = append(words, word.String())
-			word.Reset()
-		}
-	}
-	return append(words, word.String())
 }
 
 const (
@@ -185,24 +125,10 @@ func (d Disk) options(cpus int) (block.OpenOptions, block.Options, error) {
 		}
 		dev.Queues = int(n)
 	}
-	for _, r := range []struct {
-		name string
-		text Text
-		to   *int64
-	}{
+	if err := parseRates(&dev.Limits, []rate{
 		{"iops", d.IOPS, &dev.Limits.Ops.PerSecond}, {"iops-burst", d.IOPSBurst, &dev.Limits.Ops.Burst},
 		{"bps", d.BPS, &dev.Limits.Bytes.PerSecond}, {"bps-burst", d.BPSBurst, &dev.Limits.Bytes.Burst},
-	} {
-		if r.text == "" {
-			continue
-		}
-		n, err := ParseSize(string(r.text))
-		if err != nil || n == 0 || n > math.MaxInt64 {
-			return fail("%s: %q is no rate: want a number above 0, or one with K, M or G", r.name, r.text)
-		}
-		*r.to = int64(n)
-	}
-	if err := dev.Limits.Validate(); err != nil {
+	}); err != nil {
 		return fail("%w", err)
 	}
 	return open, dev, nil
