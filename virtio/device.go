@@ -41,6 +41,18 @@ type Device interface {
 	State() any
 }
 
+// Counter is a number that a device keeps of its work.
+type Counter struct {
+	Name  string `json:"name"`
+	Value uint64 `json:"value"`
+}
+
+// Counting is implemented by devices that keep numbers, for reports. Counters may be
+// called at any time.
+type Counting interface {
+	Counters() []Counter
+}
+
 // Activation is what a device works with from DRIVER_OK to its reset.
 type Activation struct {
 	// Features are those that the driver acknowledged: what is not in them is

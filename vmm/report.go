@@ -3,6 +3,8 @@ package vmm
 import (
 	"sync"
 	"time"
+
+	"github.com/vole-vmm/vole/virtio"
 )
 
 // Names of the marks on a report's timeline, in the order of their coming.
@@ -34,6 +36,14 @@ type BootInfo struct {
 	Missed bool `json:"missed"`
 }
 
+// DeviceReport is what can be said about a virtio device.
+type DeviceReport struct {
+	// Type is the device type's name: "block", "net".
+	Type string `json:"type"`
+	// Counters are the numbers that the device keeps of its work, if it does.
+	Counters []virtio.Counter `json:"counters,omitempty"`
+}
+
 // Report is what can be said about a machine at a moment.
 type Report struct {
 	Boot   BootInfo `json:"boot"`
@@ -43,6 +53,8 @@ type Report struct {
 	Timeline []Mark `json:"timeline"`
 	// Exits counts the vCPUs' exits to user space by kind.
 	Exits map[string]uint64 `json:"exits"`
+	// Devices has the virtio devices in the order of their slots.
+	Devices []DeviceReport `json:"devices,omitempty"`
 	// Exit is how the machine ended; its Reason is Running before that.
 	Exit Exit `json:"exit"`
 }
@@ -61,6 +73,15 @@ func (m *Machine) Report() Report {
 			r.Exits[exitKindNames[k]] += c.hits[k].Load()
 		}
 	}
+	m.mu.Lock()
+	for _, d := range m.cfg.Devices {
+		dr := DeviceReport{Type: d.Type().String()}
+		if c, ok := d.(virtio.Counting); ok {
+			dr.Counters = c.Counters()
+		}
+		r.Devices = append(r.Devices, dr)
+	}
+	m.mu.Unlock()
 	select {
 	case <-m.done:
 		r.Exit = m.exit

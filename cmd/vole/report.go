@@ -48,23 +48,24 @@ func (r *runReport) MarshalJSON() ([]byte, error) {
 		return err.Error()
 	}
 	return json.Marshal(struct {
-		Vole     versionInfo       `json:"vole"`
-		Started  time.Time         `json:"started"`
-		ExitCode int               `json:"exit_code"`
-		Message  string            `json:"message,omitempty"`
-		Exit     ending            `json:"exit"`
-		Restarts int               `json:"restarts"`
-		Boot     vmm.BootInfo      `json:"boot"`
-		Cmdline  string            `json:"cmdline"`
-		VCPUs    int               `json:"vcpus"`
-		Memory   uint64            `json:"memory_bytes"`
-		Timeline []vmm.Mark        `json:"timeline"`
-		Exits    map[string]uint64 `json:"exits"`
-		Resident *resident         `json:"resident,omitempty"`
+		Vole     versionInfo        `json:"vole"`
+		Started  time.Time          `json:"started"`
+		ExitCode int                `json:"exit_code"`
+		Message  string             `json:"message,omitempty"`
+		Exit     ending             `json:"exit"`
+		Restarts int                `json:"restarts"`
+		Boot     vmm.BootInfo       `json:"boot"`
+		Cmdline  string             `json:"cmdline"`
+		VCPUs    int                `json:"vcpus"`
+		Memory   uint64             `json:"memory_bytes"`
+		Timeline []vmm.Mark         `json:"timeline"`
+		Exits    map[string]uint64  `json:"exits"`
+		Devices  []vmm.DeviceReport `json:"devices,omitempty"`
+		Resident *resident          `json:"resident,omitempty"`
 	}{
 		readVersion(), r.Started, r.ExitCode, text(r.Err),
 		ending{r.Exit.Reason, r.Exit.Code, text(r.Exit.Err)},
-		r.Restarts, r.Boot, r.Cmdline, r.VCPUs, r.Memory, r.timeline(), r.Exits, r.Resident,
+		r.Restarts, r.Boot, r.Cmdline, r.VCPUs, r.Memory, r.timeline(), r.Exits, r.Devices, r.Resident,
 	})
 }
 
@@ -111,6 +112,18 @@ func (r *runReport) text() []byte {
 			if r.Exits[k] > 0 {
 				fmt.Fprintf(&b, "  %-9s %10d\n", k, r.Exits[k])
 			}
+		}
+	}
+	if len(r.Devices) > 0 {
+		b.WriteString("devices   virtio, in the order of their slots\n")
+		for _, d := range r.Devices {
+			var counts []string
+			for _, c := range d.Counters {
+				if c.Value > 0 {
+					counts = append(counts, fmt.Sprintf("%s %d", c.Name, c.Value))
+				}
+			}
+			fmt.Fprintf(&b, "  %s\n", strings.TrimSpace(fmt.Sprintf("%-9s %s", d.Type, strings.Join(counts, ", "))))
 		}
 	}
 	if m := r.Resident; m != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vole-vmm/vole/virtio"
 	"github.com/vole-vmm/vole/vmm"
 	"github.com/vole-vmm/vole/vmm/spec"
 )
@@ -100,6 +101,7 @@ func TestReportText(t *testing.T) {
 			Timeline: []vmm.Mark{{Name: vmm.MarkCreated, At: 5 * time.Millisecond}, {Name: vmm.MarkExit, At: 1500 * time.Millisecond}},
 			Exits:    map[string]uint64{"port-out": 7, "mmio-write": 20, "port-in": 7, "halt": 0},
 			Exit:     vmm.Exit{Reason: vmm.Panic, Err: errors.New("sysrq")},
+			Devices:  []vmm.DeviceReport{{Type: "net", Counters: []virtio.Counter{{Name: "frames in", Value: 5}, {Name: "none"}, {Name: "bytes in", Value: 300}}}, {Type: "rng"}},
 		},
 		Started: atMain.Add(-2 * time.Millisecond), Cmdline: "console=ttyS0", Resident: &resident{100 << 20, 6 << 20, 3 << 19},
 	}
@@ -121,6 +123,9 @@ exits     to user space
   mmio-write         20
   port-in            7
   port-out           7
+devices   virtio, in the order of their slots
+  net       frames in 5, bytes in 300
+  rng
 resident  at the end
   guest          100.0 MiB of the guest's 512M
   vole             6.0 MiB, 1.5 of it anonymous
