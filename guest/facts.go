@@ -90,6 +90,7 @@ func collect(s sources) facts {
 	f.ports = serialPorts(readHead(s.root, "proc/tty/driver/serial", maxFile))
 	f.pci = pciFunctions(readHead(s.root, "proc/bus/pci/devices", maxFile))
 	f.collectVirtio()
+	f.collectPorts()
 	f.collectDisks()
 	f.collectNets()
 	return f
@@ -195,9 +196,23 @@ func (f *facts) collectDisks() {
 func (f *facts) collectNets() {
 	const dir = "sys/class/net"
 	for _, name := range f.list(dir) {
+		text := name
 		if address := f.line(path.Join(dir, name, "address")); address != "" && strings.Trim(address, "0:") != "" {
-			name += " " + address
+			text += " " + address
+			if mtu := f.line(path.Join(dir, name, "mtu")); mtu != "" && mtu != "1500" {
+				text += " mtu " + mtu
+			}
 		}
-		f.nets = append(f.nets, name)
+		f.nets = append(f.nets, text)
+	}
+}
+
+// collectPorts lists the named ports of virtio consoles.
+func (f *facts) collectPorts() {
+	const dir = "sys/class/virtio-ports"
+	for _, port := range f.list(dir) {
+		if name := f.line(path.Join(dir, port, "name")); name != "" {
+			f.virtio = append(f.virtio, "port "+name+" ("+port+")")
+		}
 	}
 }
