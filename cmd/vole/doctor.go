@@ -112,6 +112,8 @@ func (p *patient) examine() *diagnosis {
 	p.processor(d)
 	p.nesting(d)
 	p.tun(d)
+	p.vhost(d)
+	p.userNet(d)
 	p.hugePages(d)
 	p.images(d)
 	return d

@@ -32,6 +32,7 @@ func thisHost(ctx context.Context) *patient {
 		p.user = "$USER"
 	}
 	p.groups, _ = os.Getgroups()
+	p.groups = append(p.groups, os.Getegid())
 	p.info, p.err = vmm.Probe(ctx)
 	return p
 }
@@ -180,6 +181,38 @@ func (p *patient) tun(d *diagnosis) {
 		d.add(levelWarn, name, "sudo modprobe tun (in a container: --device /dev/net/tun)", "there is no /dev/net/tun: no network over a tap device")
 	default:
 		d.add(levelWarn, name, "sudo chmod 666 /dev/net/tun", "/dev/net/tun: %v: no network over a tap device", err)
+	}
+}
+
+// userNet is about --net user, which needs no more than sockets. A ping takes a group in a range.
+func (p *patient) userNet(d *diagnosis) {
+	const name, file = "user network", "proc/sys/net/ipv4/ping_group_range"
+	const always = "--net user works without any rights"
+	low, high, ok := strings.Cut(p.word(file), "\t")
+	from, err1 := strconv.Atoi(strings.TrimSpace(low))
+	to, err2 := strconv.Atoi(strings.TrimSpace(high))
+	within := func(gid int) bool { return from <= gid && gid <= to }
+	switch {
+	case !ok || err1 != nil || err2 != nil:
+		d.add(levelOK, name, "", "%s; whether guests can ping is not known", always)
+	case slices.ContainsFunc(p.groups, within):
+		d.add(levelOK, name, "", "%s, and guests can ping", always)
+	default:
+		d.add(levelWarn, name, `sudo sysctl net.ipv4.ping_group_range="0 2147483647"`, "%s, but guests can't ping the outside: your groups are not among those that may", always)
+	}
+}
+
+// vhost is about the kernel's own half of a tap device's queues.
+func (p *patient) vhost(d *diagnosis) {
+	const name, dev = "vhost-net", "dev/vhost-net"
+	err := unix.Access(p.path(dev), unix.R_OK|unix.W_OK)
+	switch {
+	case err == nil:
+		d.add(levelOK, name, "", "/dev/vhost-net can be used: --net tap=NAME,vhost=on is possible")
+	case errors.Is(err, fs.ErrNotExist):
+		d.add(levelWarn, name, "sudo modprobe vhost_net", "there is no /dev/vhost-net: no vhost=on for a tap device")
+	default:
+		d.add(levelWarn, name, "sudo chmod 666 /dev/vhost-net", "/dev/vhost-net: %v: no vhost=on for a tap device", err)
 	}
 }
 

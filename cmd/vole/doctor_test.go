@@ -41,15 +41,16 @@ func TestDoctorFindings(t *testing.T) {
 	denied := &fs.PathError{Op: "open", Path: vmm.KVMDevice, Err: syscall.EACCES}
 	const thp = "sys/kernel/mm/transparent_hugepage/enabled"
 	for name, tc := range map[string]struct {
-		files map[string]string
-		info  vmm.HostInfo
-		err   error
-		list  []kernel.Kernel
-		boots bool
-		name  string
-		level level
-		says  string
-		fix   string
+		groups []int
+		files  map[string]string
+		info   vmm.HostInfo
+		err    error
+		list   []kernel.Kernel
+		boots  bool
+		name   string
+		level  level
+		says   string
+		fix    string
 	}{
 		"all well": {info: goodHost, boots: true, name: "kvm", level: levelOK, says: "up to 1024 vCPUs"},
 		"no KVM, AMD": {info: vmm.HostInfo{Virtualization: vmm.SVM}, err: absent,
@@ -83,6 +84,14 @@ func TestDoctorFindings(t *testing.T) {
 		"no tun": {info: goodHost, boots: true, name: "tun", level: levelWarn, says: "no /dev/net/tun", fix: "modprobe tun"},
 		"tun": {files: map[string]string{"dev/net/tun": ""}, info: goodHost, boots: true,
 			name: "tun", level: levelOK, says: "can be used"},
+		"no vhost": {info: goodHost, boots: true, name: "vhost-net", level: levelWarn, says: "no /dev/vhost-net", fix: "modprobe vhost_net"},
+		"vhost": {files: map[string]string{"dev/vhost-net": ""}, info: goodHost, boots: true,
+			name: "vhost-net", level: levelOK, says: "vhost=on is possible"},
+		"pings": {files: map[string]string{"proc/sys/net/ipv4/ping_group_range": "0\t2147483647\n"}, groups: []int{100}, info: goodHost, boots: true,
+			name: "user network", level: levelOK, says: "guests can ping"},
+		"no pings": {files: map[string]string{"proc/sys/net/ipv4/ping_group_range": "1\t0\n"}, groups: []int{0, 100}, info: goodHost, boots: true,
+			name: "user network", level: levelWarn, says: "works without any rights, but guests can't ping", fix: "ping_group_range"},
+		"pings unknown": {info: goodHost, boots: true, name: "user network", level: levelOK, says: "not known"},
 		"huge pages": {files: map[string]string{thp: "always [madvise] never\n", "proc/meminfo": "HugePages_Total: 9\nHugePages_Free:        7\n"}, info: goodHost, boots: true,
 			name: "huge pages", level: levelOK, says: "anonymous memory: madvise, for memfd: unknown; reserved and free: 7"},
 		"no huge pages": {files: map[string]string{thp: "always madvise [never]\n"}, info: goodHost, boots: true,
@@ -94,7 +103,7 @@ func TestDoctorFindings(t *testing.T) {
 			name: "kernels", level: levelWarn, says: "/boot/vmlinuz-6.1 may not be read", fix: "sudo chmod a+r /boot/vmlinuz-6.1"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := &patient{root: tree(t, tc.files), user: "tester", info: tc.info, err: tc.err, kernels: tc.list}
+			p := &patient{root: tree(t, tc.files), user: "tester", groups: tc.groups, info: tc.info, err: tc.err, kernels: tc.list}
 			d := p.examine()
 			assert.Equal(t, tc.boots, d.CanBoot)
 			i := 0
