@@ -1,0 +1,14 @@
+package vsock
+
+import "time"
+
+// NewTimed is New with other bounds for waits.
+func NewTimed(o Options, connect, greeting, linger time.Duration) (*Device, error) {
+	return newDevice(o, times{connect: connect, greeting: greeting, linger: linger})
+}
+
+// Waiting is how many connections and resets are in line.
+func (d *Device) Waiting() int { return int(d.waiting.Load()) }
+
+// MoreResets is how many resets may wait besides one for each connection.
+const MoreResets = moreResets

@@ -1,0 +1,46 @@
+package vsock
+
+import "sync/atomic"
+
+// Stats are a device's counters, since it was made.
+type Stats struct {
+	// Conns is how many connections there are now.
+	Conns int
+	// FromGuest and ToGuest are how many connections each side has begun, Refused
+	// how many of both came to nothing.
+	FromGuest, ToGuest, Refused uint64
+	// Sent is what went to the guest, Received what came from it.
+	Sent, Received Traffic
+	// Resets is how many resets were sent, LostResets how many were not, because
+	// the guest has let too many wait.
+	Resets, LostResets uint64
+	// Dropped is how many packets were not from this guest, or too short.
+	Dropped uint64
+}
+
+// Traffic is one direction: packets of any kind, and bytes of data in them.
+type Traffic struct{ Packets, Bytes uint64 }
+
+// counters are what Stats reads.
+type counters struct {
+	fromGuest, toGuest, refused        atomic.Uint64
+	sentPackets, sentBytes             atomic.Uint64
+	receivedPackets, receivedBytes     atomic.Uint64
+	resetsSent, resetsLost, badPackets atomic.Uint64
+}
+
+// Stats returns the counters. They are not of one moment.
+func (d *Device) Stats() Stats {
+	d.mu.Lock()
+	conns := len(d.flows)
+	d.mu.Unlock()
+	c := &d.stats
+	return Stats{
+		Conns:     conns,
+		FromGuest: c.fromGuest.Load(), ToGuest: c.toGuest.Load(), Refused: c.refused.Load(),
+		Sent:     Traffic{c.sentPackets.Load(), c.sentBytes.Load()},
+		Received: Traffic{c.receivedPackets.Load(), c.receivedBytes.Load()},
+		Resets:   c.resetsSent.Load(), LostResets: c.resetsLost.Load(),
+		Dropped: c.badPackets.Load(),
+	}
+}
