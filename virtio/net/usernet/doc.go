@@ -1,0 +1,54 @@
+// Package usernet is a network for one guest inside the process: no root, no
+// tap, no helper. It is a backend of the network device (package virtio/net) on
+// gVisor's TCP/IP stack, and whoever does not import it links none of that.
+//
+// # The network that the guest sees
+//
+//	10.0.2.0/24             its IPv4 network, by DHCP
+//	10.0.2.2                the gateway: the host, as far as it may be reached
+//	10.0.2.3                the DNS server
+//	10.0.2.15               the guest
+//	fd00:766f:6c65::/64     its IPv6 network, by router advertisements (SLAAC)
+//	fd00:766f:6c65::2, ::3  the gateway and the DNS server
+//
+// The IPv4 numbers are those of QEMU's -netdev user. What the guest opens to any
+// other address is opened again by a socket of this process: TCP, UDP, and ICMP
+// echo where the host lets unprivileged processes ping. The guest sees a refused
+// connection refused: nothing is accepted for a peer that has not answered yet.
+// UDP is connected peer by peer: only who was written to can answer.
+//
+// The gateway's address leads to the loopback of the host only with
+// Options.HostLoopback. Unlike QEMU this is off: a guest is not trusted, and
+// what listens on a loopback address often asks for no password.
+//
+// # In
+//
+// Publish opens a port of the host that leads to one of the guest. Dial and
+// Listen give a Go program connections to and from the guest with no port on
+// the host at all.
+//
+// # DNS
+//
+// Names of Options.Hosts, gateway.vole.internal and guest.vole.internal are
+// answered here; then those of the host's /etc/hosts, where a loopback address
+// becomes the gateway's if that leads there and is left out otherwise. Any other
+// question goes, as the guest asked it, to the servers of the host's
+// /etc/resolv.conf, over UDP or TCP as it came. Both files are read anew when
+// they change. A forwarder keeps every record type and answers by the host's
+// own servers, also those on its loopback (systemd-resolved, dnsmasq): it is
+// this process that asks them. Go's own resolver could add nothing to that, as
+// it reads the same two files.
+//
+// # What a guest can't do
+//
+// Number and buffers of its flows are bounded, and so is the time that a flow
+// outlives its ends. Frames with a source address that is not the guest's are
+// dropped, and so is anything to a multicast or broadcast address other than
+// what the network itself needs. A Policy decides on every flow to the outside.
+//
+// # What is left out
+//
+// Incoming ICMP errors other than refused UDP, IGMP and MLD, DHCPv6, endpoint-
+// independent NAT (hole punching), and IPv6 for published ports, which lead to
+// the guest's IPv4 address unless the rule's listener is asked for otherwise.
+package usernet

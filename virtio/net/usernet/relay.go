@@ -1,0 +1,196 @@
+package usernet
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// relay carries a connection between the guest's endpoint and a socket of the
+// host, each way in a goroutine, until both ways have ended or one has failed.
+// Bytes go from the socket into the stack's own buffers and back out of them;
+// nothing is allocated on the way, and an idle connection holds no buffer.
+func (s *session) relay(p *slot, host *net.TCPConn) {
+	raw, err := host.SyscallConn()
+	if err != nil {
+		p.ep.Abort()
+		reset(host)
+		return
+	}
+	stop := context.AfterFunc(s.ctx, func() { reset(host); p.ep.Abort() })
+	defer stop()
+	broken := func() {
+		p.ep.Abort()
+		reset(host)
+	}
+	other := make(chan struct{})
+	go func() {
+		defer close(other)
+		if !fromHost(p, raw) {
+			broken()
+		}
+	}()
+	if !toHost(p, host, raw) {
+		broken()
+	}
+	<-other
+	_ = host.Close()
+	p.ep.Close()
+	p.closed()
+}
+
+// toHost carries what the guest says until its FIN, which it passes on. False
+// says that the connection is broken.
+func toHost(p *slot, host *net.TCPConn, raw syscall.RawConn) bool {
+	entry, readable := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventErr | waiter.EventHUp)
+	p.wq.EventRegister(&entry)
+	defer p.wq.EventUnregister(&entry)
+	w := socketWriter{}
+	var terr tcpip.Error
+	step := func(fd uintptr) bool {
+		w.fd, w.err = int(fd), nil
+		for {
+			if _, terr = p.ep.Read(&w, tcpip.ReadOptions{}); terr != nil || w.err != nil {
+				return w.err != unix.EAGAIN
+			}
+		}
+	}
+	for {
+		err := raw.Write(step)
+		if err != nil || w.err != nil {
+			return false
+		}
+		switch terr.(type) {
+		case *tcpip.ErrWouldBlock:
+			<-readable
+		case *tcpip.ErrClosedForReceive:
+			return host.CloseWrite() == nil
+		default:
+			return false
+		}
+	}
+}
+
+// socketWriter writes to a socket as long as that takes something, and keeps
+// what it said in the end.
+type socketWriter struct {
+	fd  int
+	err error
+}
+
+func (w *socketWriter) Write(b []byte) (int, error) {
+	done := 0
+	for done < len(b) {
+		n, err := unix.Write(w.fd, b[done:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			w.err = err
+			return done, err
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// fromHost carries what the host's peer says until its FIN.
+func fromHost(p *slot, raw syscall.RawConn) bool {
+	entry, writable := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
+	p.wq.EventRegister(&entry)
+	defer p.wq.EventUnregister(&entry)
+	r := socketReader{}
+	var terr tcpip.Error
+	step := func(fd uintptr) bool {
+		r.fd = int(fd)
+		for {
+			if !r.look() {
+				return r.err != unix.EAGAIN
+			}
+			if _, terr = p.ep.Write(&r, tcpip.WriteOptions{}); terr != nil {
+				return true
+			}
+		}
+	}
+	for {
+		terr = nil
+		if err := raw.Read(step); err != nil {
+			return false
+		}
+		switch _, full := terr.(*tcpip.ErrWouldBlock); {
+		case full:
+			<-writable
+		case terr != nil:
+			return false
+		case r.err == io.EOF:
+			return p.ep.Shutdown(tcpip.ShutdownWrite) == nil
+		case r.err != nil:
+			return false
+		}
+	}
+}
+
+// socketReader is a tcpip.Payloader over what a socket has at hand, so that the
+// stack reads it into its own buffers.
+type socketReader struct {
+	fd  int
+	n   int // bytes that the socket is known to have
+	err error
+}
+
+// look finds out what there is. False says that there is nothing: err is EAGAIN,
+// io.EOF or why.
+func (r *socketReader) look() bool {
+	r.n, r.err = unix.IoctlGetInt(r.fd, unix.TIOCINQ)
+	if r.err != nil || r.n > 0 {
+		return r.err == nil
+	}
+	for {
+		var b [1]byte
+		n, _, err := unix.Recvfrom(r.fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			r.err = err
+			return false
+		case n == 0:
+			r.err = io.EOF
+			return false
+		default: // it came in between
+			r.n = n
+			return true
+		}
+	}
+}
+
+// Len implements tcpip.Payloader: the stack reads as many bytes, or fewer.
+func (r *socketReader) Len() int { return r.n }
+
+var errShort = errors.New("usernet: a socket gave less than it had")
+
+// Read implements tcpip.Payloader. It never gives less than Len in all, unless
+// with an error that ends the connection.
+func (r *socketReader) Read(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	for {
+		n, err := unix.Read(r.fd, b)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, errShort
+		default:
+			r.n -= n
+			return n, nil
+		}
+	}
+}

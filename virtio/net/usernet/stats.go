@@ -1,0 +1,38 @@
+package usernet
+
+import "sync/atomic"
+
+// Stats are what a network has done since New, in frames, bytes without the
+// virtio header, and flows.
+type Stats struct {
+	ToGuest, ToGuestBytes     uint64
+	FromGuest, FromGuestBytes uint64
+	// ToGuestFull counts frames that found the queue to the guest full,
+	// ToGuestLong those that the guest's buffers did not hold.
+	ToGuestFull, ToGuestLong uint64
+	// FromGuestOdd counts frames that the network has no use for.
+	FromGuestOdd uint64
+	// TCP and UDP are flows opened, in either direction; pings count as UDP.
+	TCP, UDP uint64
+	// Denied are flows and names that the policy refused, Failed those that the
+	// outside did, Full those for which the tables had no room.
+	Denied, Failed, Full uint64
+}
+
+type counters struct {
+	toGuest, toGuestBytes, toGuestFull, toGuestLong atomic.Uint64
+	fromGuest, fromGuestBytes, fromGuestOdd         atomic.Uint64
+	tcp, udp, denied, failed, full                  atomic.Uint64
+}
+
+// Stats may be called at any time.
+func (n *Network) Stats() Stats {
+	c := &n.stats
+	return Stats{
+		ToGuest: c.toGuest.Load(), ToGuestBytes: c.toGuestBytes.Load(),
+		FromGuest: c.fromGuest.Load(), FromGuestBytes: c.fromGuestBytes.Load(),
+		ToGuestFull: c.toGuestFull.Load(), ToGuestLong: c.toGuestLong.Load(), FromGuestOdd: c.fromGuestOdd.Load(),
+		TCP: c.tcp.Load(), UDP: c.udp.Load(),
+		Denied: c.denied.Load(), Failed: c.failed.Load(), Full: c.full.Load(),
+	}
+}
