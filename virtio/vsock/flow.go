@@ -399,12 +399,8 @@ func (f *flow) turn(r *rx) (more, starved bool) {
 	if f.state == open && f.ownShut&shutSend == 0 && f.peerShut&shutReceive == 0 {
 		left := quantum
 		for i := 0; i < turnPackets && left > 0 && f.host.wants(); i++ {
-			n := int(min(f.credit(), math.MaxInt32))
+			n := int(min(f.credit(), quantum))
 			if n == 0 {
-				if !f.asked && f.host.stalled() {
-					f.asked = true
-					f.pending |= sendCreditAsk
-				}
 				break
 			}
 			sent, starved := f.host.send(r, min(n, left))
@@ -413,7 +409,14 @@ func (f *flow) turn(r *rx) (more, starved bool) {
 			}
 			left -= sent
 		}
-		more = f.state == open && f.credit() > 0 && f.host.wants()
+		switch {
+		case f.state != open || !f.host.wants():
+		case f.credit() > 0:
+			more = true
+		case !f.asked && f.host.stalled():
+			f.asked = true
+			f.pending |= sendCreditAsk
+		}
 	}
 	if f.pending&sendShutdown != 0 {
 		if !r.control(f, opShutdown, f.ownShut) {

@@ -182,7 +182,7 @@ func (g *guest) poll() bool {
 		require.Equal(g.t, int(u.Len), headerSize+int(p.len), "the used length is that of the packet")
 		require.EqualValues(g.t, guestCID, p.dstCID)
 		g.give(b)
-		if s := g.socks[[2]uint32{p.dstPort, p.srcPort}]; s != nil && !g.manual {
+		if s := g.socks[[2]uint32{p.dstPort, p.srcPort}]; s != nil && !g.manual && p.srcCID == vsock.HostCID {
 			s.receive(p)
 		} else {
 			g.in = append(g.in, p)

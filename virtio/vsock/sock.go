@@ -292,7 +292,7 @@ func (s *sock) send(r *rx, n int) (int, bool) {
 	switch {
 	case k == 0:
 		s.nothing(err)
-	case k < room: // that was all for now
+	case k < room && !s.hup: // that was all for now; who is gone has left an end, too
 		s.readable = false
 		s.arm()
 	}
