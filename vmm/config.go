@@ -100,7 +100,8 @@ type Config struct {
 	// CPUs is the number of vCPUs; 0 is 1.
 	CPUs int
 	// Devices are the virtio devices, in the order of their slots. They belong
-	// to the machine from New on: it closes those that are io.Closers.
+	// to the machine from New on: it closes those that are io.Closers, and watches
+	// the consoles of those that are ConsoleDevices.
 	Devices []virtio.Device
 	// Transport is how the guest reaches them.
 	Transport Transport
@@ -128,6 +129,19 @@ type Config struct {
 	Epoch time.Time
 	// Logger receives what an operator may want to know; nil is silent.
 	Logger *slog.Logger
+}
+
+// ConsoleDevice is implemented by devices that carry a console of the guest's. The
+// machine treats what the guest sends there as it treats COM1's: for the last words
+// and the kernel's panic, and at the guest's end it waits until all is written.
+type ConsoleDevice interface {
+	virtio.Device
+	// Watch has f see every byte that the guest sends, in order. It is called before
+	// the guest runs; f is quick and does not keep the slice.
+	Watch(f func([]byte))
+	// Drain waits until what the guest has sent is written. The error is the writer's,
+	// or ctx's.
+	Drain(ctx context.Context) error
 }
 
 // Sentinels of this package's errors, by phase.

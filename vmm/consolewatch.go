@@ -91,6 +91,13 @@ func (w *consoleWatch) add(b byte) {
 	}
 }
 
+// addAll is add for several bytes.
+func (w *consoleWatch) addAll(p []byte) {
+	for _, b := range p {
+		w.add(b)
+	}
+}
+
 // last returns a copy of the console's last bytes, at most tailSize.
 func (w *consoleWatch) last() []byte {
 	w.mu.Lock()

@@ -354,6 +354,11 @@ func (m *Machine) drain(timeout *timer) {
 		}
 	})
 	err := m.serial.Drain(ctx)
+	for _, c := range m.consoles {
+		if cerr := c.Drain(ctx); err == nil {
+			err = cerr
+		}
+	}
 	close(stop)
 	watch.Wait()
 	if err == nil {

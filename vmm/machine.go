@@ -31,8 +31,10 @@ type Machine struct {
 	serial *devices.Serial
 	power  *devices.Power
 	virtio []plugged
-	bridge *pci.Host // nil without devices on PCI
-	router *msiRouter
+	// consoles are those of the virtio devices that carry one.
+	consoles []ConsoleDevice
+	bridge   *pci.Host // nil without devices on PCI
+	router   *msiRouter
 	// window64 is the bridge's; bellLength the width of write that KVM takes for
 	// a doorbell, 0 for any.
 	window64   pci.Range

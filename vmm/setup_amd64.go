@@ -70,6 +70,12 @@ func (m *Machine) plugDevices() error {
 		In:     m.cfg.ConsoleIn,
 		OnByte: m.console.add,
 	})
+	for _, d := range m.cfg.Devices {
+		if c, ok := d.(ConsoleDevice); ok {
+			c.Watch(m.console.addAll)
+			m.consoles = append(m.consoles, c)
+		}
+	}
 	m.power = devices.NewPower(m.event, powerIRQ)
 	low, high := ramSizes(m.cfg.Memory)
 	rtc := devices.NewRTC(devices.RTCConfig{LowMemory: low, HighMemory: high})

@@ -58,6 +58,27 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 		f.given = append(f.given, func(m *spec.Machine) { m.Disks = append(m.Disks, d) })
 		return err
 	}}, "disk", "a disk, the first one being the guest's vda (repeatable): "+spec.DiskUsage)
+	fs.Var(&each{kind: "NET", set: func(s string) error {
+		n, err := spec.ParseNet(s)
+		f.given = append(f.given, func(m *spec.Machine) { m.Nets = append(m.Nets, n) })
+		return err
+	}}, "net", "a network, the first one being the guest's eth0 (repeatable): "+spec.NetUsage)
+	fs.Var(&each{kind: "RULE", set: func(s string) error {
+		f.given = append(f.given, func(m *spec.Machine) { m.Publish = append(m.Publish, s) })
+		return nil
+	}}, "publish", "a port of this host that leads into --net user (repeatable): [ADDR:]PORT:GUESTPORT[/udp]; ADDR is 127.0.0.1 if it is left out")
+	fs.Var(&once{kind: "PATH", set: func(s string) error {
+		v, err := spec.ParseVsock(s)
+		f.given = append(f.given, func(m *spec.Machine) { m.Vsock = &v })
+		return err
+	}}, "vsock", "sockets between host and guest by way of a Unix socket (CONNECT PORT to the guest, PATH_PORT from it): "+spec.VsockUsage)
+	text("console-device", "", "DEVICE", "what carries the console: serial (ttyS0, default) or virtio (hvc0)",
+		func(m *spec.Machine, s string) { m.ConsoleDevice = s })
+	fs.Var(&each{kind: "PORT", set: func(s string) error {
+		p, err := spec.ParsePort(s)
+		f.given = append(f.given, func(m *spec.Machine) { m.Ports = append(m.Ports, p) })
+		return err
+	}}, "port", "a stream between a Unix socket and the guest's /dev/virtio-ports/NAME (repeatable): "+spec.PortUsage)
 	text("transport", "", "WAY", "how the guest reaches its virtio devices: pci (default), mmio, or mmio-cmdline (named on the kernel's command line, for kernels without ACPI)",
 		func(m *spec.Machine, s string) { m.Transport = s })
 	fs.BoolFunc("rng", "give the guest a source of entropy", func(s string) error {
@@ -73,8 +94,10 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 	fs.Var(&once{kind: "FILE", set: func(s string) error { f.config = s; return nil }}, "config",
 		"a machine in JSON, with these flags' long names as keys; flags win over it")
 
-	completeFiles(cmd, "kernel", "initrd", "console", "config", "disk")
+	completeFiles(cmd, "kernel", "initrd", "console", "config", "disk", "vsock")
 	completeWords(cmd, "transport", "pci", "mmio")
+	completeWords(cmd, "net", "user", "tap=")
+	completeWords(cmd, "console-device", "serial", "virtio")
 	completeWords(cmd, "boot", "auto", "vmlinux", "bzimage")
 	completeWords(cmd, "on-reset", "exit", "restart")
 	completeWords(cmd, "memory-backing", "memfd", "anonymous")

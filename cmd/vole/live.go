@@ -90,6 +90,22 @@ func (l *live) runRefresh(r *refresh, devices []virtio.Device, log *slog.Logger)
 	}
 }
 
+// resizeConsole tells the guest the size of the terminal's window, if a virtio console is on it.
+func (l *live) resizeConsole(t *terminal) {
+	columns, rows, ok := t.size()
+	if !ok {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range l.devices {
+		if c, ok := d.(interface{ Resize(columns, rows int) }); ok {
+			c.Resize(columns, rows)
+			return // the first is the console's
+		}
+	}
+}
+
 // powerButton presses the machine's power button (SIGUSR2).
 func (l *live) powerButton(log *slog.Logger) {
 	l.mu.Lock()

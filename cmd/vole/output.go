@@ -15,6 +15,7 @@ type guestOutput struct {
 	file   *outputFile // that of --console, or nil
 	failed func(error)
 
+	writing  sync.Mutex // held by one of the two consoles that may write
 	mu       sync.Mutex
 	firstErr error
 	inLine   bool // the last byte was not the end of a line
@@ -31,6 +32,8 @@ func (g *guestOutput) close() {
 
 // Write waits until all of p is taken, or the deadline.
 func (g *guestOutput) Write(p []byte) (int, error) {
+	g.writing.Lock()
+	defer g.writing.Unlock()
 	n, err := g.stream.Write(p)
 	if n > 0 {
 		g.mu.Lock()

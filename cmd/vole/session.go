@@ -132,9 +132,9 @@ func (s *session) machines(ctx context.Context) error {
 	}
 }
 
-// devices opens the disks and makes the rest of the virtio devices.
+// devices makes the virtio devices and opens what they stand on.
 func (s *session) devices() ([]virtio.Device, error) {
-	list, err := s.machine.Devices(s.log)
+	list, err := s.machine.Devices(spec.ConsoleStreams{In: s.cfg.ConsoleIn, Out: s.out}, s.log)
 	var field *spec.FieldError
 	if errors.As(err, &field) {
 		return nil, &usageError{fmt.Errorf("--%s: %w", field.Field, field.Err)}
@@ -154,6 +154,9 @@ func (s *session) once(ctx context.Context) (exit vmm.Exit, err error) {
 	if s.cfg.Devices, err = s.devices(); err != nil {
 		return exit, err
 	}
+	if s.machine.VirtioConsole() {
+		s.cfg.ConsoleIn = nil // which one of the two gets what is typed must not be left to chance
+	}
 	m, err := s.newMachine(ctx) // the devices are its own from here on
 	switch {
 	case err == nil:
@@ -168,6 +171,9 @@ func (s *session) once(ctx context.Context) (exit vmm.Exit, err error) {
 		return exit, err
 	}
 	s.live.set(m, s.cfg.Devices)
+	if s.machine.VirtioConsole() {
+		s.live.resizeConsole(s.term)
+	}
 	defer func() {
 		s.live.set(nil, nil)
 		// The machine's end stands: what couldn't be given back, or written after it was

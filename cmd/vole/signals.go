@@ -34,6 +34,7 @@ var signalNames = map[os.Signal]string{
 //     the process there and then. SIGHUP stays ignored where it was from the start.
 //   - SIGUSR1 and SIGUSR2 are for the guest that runs: see [live].
 //   - SIGTSTP and SIGCONT, where stdin is a terminal, give it back and take it again.
+//   - SIGWINCH, where stdin is a terminal, tells a guest with a virtio console of its size.
 //   - SIGPIPE, SIGTTIN and SIGTTOU are ignored: a broken stdout is the error that the write
 //     returns, and a job in the background goes on running without the terminal.
 type signals struct {
@@ -52,7 +53,7 @@ func watchSignals(cancel context.CancelCauseFunc, term *terminal, guest *live, s
 	}
 	signal.Notify(s.ch, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2)
 	if term != nil {
-		signal.Notify(s.ch, syscall.SIGTSTP, syscall.SIGCONT)
+		signal.Notify(s.ch, syscall.SIGTSTP, syscall.SIGCONT, syscall.SIGWINCH)
 	}
 	go func() {
 		defer close(s.done)
@@ -72,6 +73,9 @@ func watchSignals(cancel context.CancelCauseFunc, term *terminal, guest *live, s
 				continue
 			case syscall.SIGUSR2:
 				guest.powerButton(log)
+				continue
+			case syscall.SIGWINCH:
+				guest.resizeConsole(term)
 				continue
 			case syscall.SIGCONT:
 				term.continued()

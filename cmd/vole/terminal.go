@@ -38,6 +38,18 @@ func openTerminal(fd int) *terminal {
 	return &terminal{fd: fd}
 }
 
+// size is that of the terminal's window, in characters; a terminal that does not know has none.
+func (t *terminal) size() (columns, rows int, ok bool) {
+	if t == nil {
+		return 0, 0, false
+	}
+	w, err := unix.IoctlGetWinsize(t.fd, unix.TIOCGWINSZ)
+	if err != nil || w.Col == 0 || w.Row == 0 {
+		return 0, 0, false
+	}
+	return int(w.Col), int(w.Row), true
+}
+
 // enter makes the terminal raw if this process is in its foreground and reports whether it is raw
 // now. It starts the guard first, the first time.
 func (t *terminal) enter() bool {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/vole-vmm/vole/virtio"
 	"github.com/vole-vmm/vole/virtio/block"
-	"github.com/vole-vmm/vole/virtio/rng"
 )
 
 // Disk is a disk in plain data: what stands behind --disk, and in a JSON file.
@@ -154,25 +153,13 @@ func (m Machine) limitCOW(open *block.OpenOptions) error {
 	return nil
 }
 
-// Devices opens the disks and makes the virtio devices of the machine, in the order of their slots:
-// the disks, then the source of entropy. They are the caller's to close, which [vmm.New] does for those
-// of its Config. An error is a *FieldError, or one of the host's, and nothing is open then. log receives
-// the devices' errors; nil is silent.
-func (m Machine) Devices(log *slog.Logger) (list []virtio.Device, err error) {
+// disks opens the disks.
+func (m Machine) disks(cpus int, log *slog.Logger) (list []virtio.Device, err error) {
 	defer func() {
 		if err != nil {
-			for _, d := range list {
-				_ = d.(*block.Device).Close()
-			}
-			list = nil
+			closeAll(list)
 		}
 	}()
-	cpus := 1
-	if m.CPUs != "" {
-		if cpus, err = ParseCPUs(string(m.CPUs)); err != nil {
-			return nil, &FieldError{"cpus", err}
-		}
-	}
 	for _, d := range m.Disks {
 		open, opts, err := d.options(cpus)
 		if err != nil {
@@ -192,9 +179,6 @@ func (m Machine) Devices(log *slog.Logger) (list []virtio.Device, err error) {
 			return list, &FieldError{"disk", err}
 		}
 		list = append(list, dev)
-	}
-	if m.RNG {
-		return append(list, rng.New(nil)), nil
 	}
 	return list, nil
 }

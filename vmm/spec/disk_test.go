@@ -110,7 +110,7 @@ func TestDevices(t *testing.T) {
 	path := filepath.Join(dir, "d.img")
 	require.NoError(t, os.WriteFile(path, make([]byte, 1<<20), 0o600))
 	m := Machine{CPUs: "3", RNG: true, Disks: []Disk{{File: path, ReadOnly: true}, {File: path, ReadOnly: true, Queues: "1"}}}
-	list, err := m.Devices(nil)
+	list, err := m.Devices(ConsoleStreams{}, nil)
 	require.NoError(t, err)
 	require.Len(t, list, 3)
 	assert.Len(t, list[0].QueueSizes(), 3, "a queue for each vCPU")
@@ -122,7 +122,7 @@ func TestDevices(t *testing.T) {
 
 	// The same image twice for writing is refused, and what was opened before it is closed.
 	m.Disks = []Disk{{File: path}, {File: path}}
-	list, err = m.Devices(nil)
+	list, err = m.Devices(ConsoleStreams{}, nil)
 	require.ErrorIs(t, err, block.ErrInUse)
 	require.ErrorIs(t, err, ErrSpec)
 	assert.Empty(t, list)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,6 +54,17 @@ type Machine struct {
 	RNG       bool   `json:"rng,omitempty"`
 	Transport string `json:"transport,omitempty"`
 
+	// Nets are the guest's networks: the first is eth0. Publish are ports of the host that lead into
+	// the first one of kind user, as [usernet.ParsePublish] reads them.
+	Nets    []Net    `json:"net,omitempty"`
+	Publish []string `json:"publish,omitempty"`
+	// Vsock is the guest's socket device, nil for none.
+	Vsock *Vsock `json:"vsock,omitempty"`
+	// ConsoleDevice is what carries the console: "serial" (ttyS0) or "virtio" (hvc0).
+	ConsoleDevice string `json:"console-device,omitempty"`
+	// Ports are named streams between host and guest.
+	Ports []Port `json:"port,omitempty"`
+
 	// Timeout is a duration as [ParseTimeout] reads it.
 	Timeout Text `json:"timeout,omitempty"`
 	// Console is a file that gets the guest's output instead of stdout; OnReset is "exit" or
@@ -60,6 +72,18 @@ type Machine struct {
 	Console string `json:"console,omitempty"`
 	OnReset string `json:"on-reset,omitempty"`
 }
+
+// ConsoleStreams are what a virtio console reads and writes; they stand for the machine's console.
+type ConsoleStreams struct {
+	In  io.Reader
+	Out io.Writer
+}
+
+// consoleDevices are what Machine.ConsoleDevice may be; empty is the first.
+var consoleDevices = []string{"serial", "virtio"}
+
+// VirtioConsole says whether a virtio device carries the console.
+func (m Machine) VirtioConsole() bool { return m.ConsoleDevice == consoleDevices[1] }
 
 // onResetValues are what Machine.OnReset may be; empty is the first.
 var onResetValues = []string{"exit", "restart"}
@@ -142,12 +166,31 @@ func (m Machine) Config() (vmm.Config, error) {
 		return vmm.Config{}, &FieldError{"transport", err}
 	}
 	if n, most := m.numDevices(), c.Transport.MaxDevices(); n > most {
-		return vmm.Config{}, bad("disk", "%d devices are too many: %v has room for %d", n, c.Transport, most)
+		return vmm.Config{}, bad(m.mostDevices(), "%d devices are too many: %v has room for %d", n, c.Transport, most)
 	}
 	for _, d := range m.Disks {
 		if _, _, err := d.options(1); err != nil {
 			return vmm.Config{}, &FieldError{"disk", err}
 		}
+	}
+	for i, n := range m.Nets {
+		if _, err := n.plan(i); err != nil {
+			return vmm.Config{}, &FieldError{"net", err}
+		}
+	}
+	if _, _, err := m.publishRules(); err != nil {
+		return vmm.Config{}, &FieldError{"publish", err}
+	}
+	if m.Vsock != nil {
+		if _, err := m.Vsock.cid(); err != nil {
+			return vmm.Config{}, &FieldError{"vsock", err}
+		}
+	}
+	if m.ConsoleDevice != "" && !slices.Contains(consoleDevices, m.ConsoleDevice) {
+		return vmm.Config{}, bad("console-device", "%q is not one of %s", m.ConsoleDevice, strings.Join(consoleDevices, ", "))
+	}
+	if err := checkPorts(m.Ports); err != nil {
+		return vmm.Config{}, &FieldError{"port", err}
 	}
 	if m.OnReset != "" && m.OnReset != onResetValues[0] && m.OnReset != onResetValues[1] {
 		return vmm.Config{}, bad("on-reset", "%q is not one of %s", m.OnReset, strings.Join(onResetValues, ", "))
@@ -157,11 +200,21 @@ func (m Machine) Config() (vmm.Config, error) {
 
 // numDevices is how many virtio devices the machine has.
 func (m Machine) numDevices() int {
-	n := len(m.Disks)
-	if m.RNG {
-		n++
+	n := len(m.Disks) + len(m.Nets)
+	for _, one := range []bool{m.Vsock != nil, m.VirtioConsole(), len(m.Ports) > 0, m.RNG} {
+		if one {
+			n++
+		}
 	}
 	return n
+}
+
+// mostDevices is the field that brings most of the devices.
+func (m Machine) mostDevices() string {
+	if len(m.Nets) > len(m.Disks) {
+		return "net"
+	}
+	return "disk"
 }
 
 // Restart says whether a guest that resets is to be started again.
@@ -170,9 +223,12 @@ func (m Machine) Restart() bool { return m.OnReset == "restart" }
 // cmdline is the complete command line, or "" for vmm's default one.
 func (m Machine) cmdline() string {
 	base := vmm.DefaultCmdline
-	if m.Cmdline != nil {
+	switch {
+	case m.Cmdline != nil:
 		base = *m.Cmdline
-	} else if m.Append == "" {
+	case m.VirtioConsole():
+		base = strings.Replace(base, "console=ttyS0", "console=hvc0", 1)
+	case m.Append == "":
 		return ""
 	}
 	line := strings.TrimSpace(base + " " + m.Append)

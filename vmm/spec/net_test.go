@@ -1,0 +1,106 @@
+package spec
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/virtio"
+)
+
+func TestParseNet(t *testing.T) {
+	for s, want := range map[string]Net{
+		"user":                                {User: true},
+		"user,restrict,host-loopback=off":     {User: true, Restrict: true},
+		"user,mac=52:54:00:12:34:56,mtu=1500": {User: true, MAC: "52:54:00:12:34:56", MTU: "1500"},
+		"tap=tap0":                            {Tap: "tap0"},
+		"tap=tap0,create,queues=4,vhost":      {Tap: "tap0", Create: true, Queues: "4", VHost: true},
+		"tap=a,,b,rx-bps=1M,tx-pps=10":        {Tap: "a,b", RXBPS: "1M", TXPPS: "10"},
+	} {
+		n, err := ParseNet(s)
+		require.NoError(t, err, s)
+		assert.Equal(t, want, n, s)
+	}
+	for _, s := range []string{"", "tap", "tap=", "user=1", "user,", "user,restrict=maybe", "user,mac", "user,mtu=1500,mtu=1500", "tap=a,b"} {
+		_, err := ParseNet(s)
+		assert.Error(t, err, s)
+	}
+}
+
+// TestMACsDiffer: a guest's networks have addresses of their own, the same in each run.
+func TestMACsDiffer(t *testing.T) {
+	seen := map[string]bool{}
+	for _, n := range []Net{{User: true}, {User: true}, {Tap: "a"}, {Tap: "b"}} {
+		p, err := n.plan(len(seen))
+		require.NoError(t, err)
+		again, err := n.plan(len(seen))
+		require.NoError(t, err)
+		assert.Equal(t, p.device.MAC, again.device.MAC)
+		assert.EqualValues(t, 2, p.device.MAC[0]&3, "local, and one guest's")
+		assert.False(t, seen[p.device.MAC.String()])
+		seen[p.device.MAC.String()] = true
+	}
+}
+
+// TestConnections: every kind of connection opens, shows its type, and leaves nothing behind.
+func TestConnections(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	port := l.Addr().String()
+	l.Close()
+	m := Machine{
+		Nets: []Net{{User: true}}, Publish: []string{port + ":80"},
+		Vsock: &Vsock{Path: filepath.Join(dir, "v")}, ConsoleDevice: "virtio",
+		Ports: []Port{{"agent", filepath.Join(dir, "p")}},
+	}
+	c, err := m.Config()
+	require.NoError(t, err)
+	assert.Contains(t, c.Cmdline, "console=hvc0")
+	assert.NotContains(t, c.Cmdline, "ttyS0")
+	list, err := m.Devices(ConsoleStreams{}, nil)
+	require.NoError(t, err)
+	var types []virtio.Type
+	for _, d := range list {
+		types = append(types, d.Type())
+	}
+	assert.Equal(t, []virtio.Type{virtio.TypeNet, virtio.TypeVsock, virtio.TypeConsole, virtio.TypeConsole}, types)
+
+	// What the first has, the second can't get: the error names the field, and what was opened is closed.
+	for field, change := range map[string]func(*Machine){
+		"net":   func(m *Machine) { m.Vsock, m.Ports = nil, nil },
+		"vsock": func(m *Machine) { m.Nets, m.Publish, m.Ports = nil, nil, nil },
+		"port":  func(m *Machine) { m.Nets, m.Publish, m.Vsock = nil, nil, nil },
+	} {
+		second := m
+		change(&second)
+		_, err := second.Devices(ConsoleStreams{}, nil)
+		var bad *FieldError
+		require.ErrorAs(t, err, &bad, field)
+		assert.Equal(t, field, bad.Field)
+		assert.NotContains(t, err.Error(), "\n")
+	}
+	closeAll(list)
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Empty(t, left)
+	list, err = m.Devices(ConsoleStreams{}, nil)
+	require.NoError(t, err, "all of it is free again")
+	closeAll(list)
+}
+
+// TestNoTap: a tap that is not there is not made without being asked for.
+func TestNoTap(t *testing.T) {
+	m := Machine{Nets: []Net{{Tap: "volenone0"}}}
+	_, err := m.Devices(ConsoleStreams{}, nil)
+	var bad *FieldError
+	require.ErrorAs(t, err, &bad)
+	assert.Equal(t, "net", bad.Field)
+	assert.ErrorContains(t, err, "volenone0")
+	assert.NotContains(t, err.Error(), "\n")
+	t.Log(err)
+}
