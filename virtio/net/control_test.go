@@ -141,7 +141,7 @@ func TestPairs(t *testing.T) {
 		moves(0, true)
 		moves(1, false)
 		moves(3, false)
-		assert.EqualValues(t, 2, n.dev.Stats().SendDropped.Inactive)
+		counts(n, virtionet.SendDropped{Inactive: 2}, notSent)
 		for _, bad := range []int{0, 5, 0x8000, 0xffff} {
 			assert.EqualValues(t, 1, set(bad), bad)
 		}

@@ -223,3 +223,18 @@ func quiet(t testing.TB, q *virtiotest.Queue) {
 	before := q.UsedIndex()
 	assert.Never(t, func() bool { return q.UsedIndex() != before }, 30*time.Millisecond, time.Millisecond)
 }
+
+// counts waits until a number, or several, of the device's are as wanted: it
+// publishes them after the batch, a moment after the driver has its frame.
+func counts[T comparable](n nic, want T, of func(virtionet.Stats) T) {
+	n.t.Helper()
+	assert.Eventually(n.t, func() bool { return of(n.dev.Stats()) == want }, virtiotest.Patience, time.Millisecond, "%+v, and not %+v", of(n.dev.Stats()), want)
+}
+
+func received(s virtionet.Stats) uint64      { return s.Received }
+func receivedBytes(s virtionet.Stats) uint64 { return s.ReceivedBytes }
+func sent(s virtionet.Stats) uint64          { return s.Sent }
+func sentBytes(s virtionet.Stats) uint64     { return s.SentBytes }
+
+func notReceived(s virtionet.Stats) virtionet.ReceiveDropped { return s.ReceiveDropped }
+func notSent(s virtionet.Stats) virtionet.SendDropped        { return s.SendDropped }

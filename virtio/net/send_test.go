@@ -33,8 +33,8 @@ func TestSendFraming(t *testing.T) {
 			n.send(0, pieces...)
 			require.Equal(t, want, b.took(0)[i])
 		}
-		assert.EqualValues(t, 9*200, n.dev.Stats().SentBytes)
-		assert.Zero(t, n.dev.Stats().SendDropped)
+		counts(n, 9*200, sentBytes)
+		counts(n, virtionet.SendDropped{}, notSent)
 	})
 }
 
@@ -107,7 +107,7 @@ func TestSendHeader(t *testing.T) {
 					s = virtionet.SendDropped{}
 				}
 				assert.Equal(t, want2, b.took(0))
-				assert.Equal(t, s, n.dev.Stats().SendDropped)
+				counts(n, s, notSent)
 			})
 		}
 	})
@@ -129,7 +129,7 @@ func TestSendGarbage(t *testing.T) {
 			q.AddIndirect(bufs...)
 			q.Kick()
 			assert.Zero(t, q.Next().Len)
-			assert.EqualValues(t, i+1, n.dev.Stats().SendDropped.Malformed)
+			counts(n, virtionet.SendDropped{Malformed: uint64(i + 1)}, notSent)
 		}
 		// What the device may write is no part of the frame, and not written.
 		in := n.In(100)
@@ -161,8 +161,7 @@ func TestSendFails(t *testing.T) {
 		n.send(0, f)
 		b.set(func() { b.sendErr = nil })
 		n.send(0, f)
-		s := n.dev.Stats()
-		assert.Equal(t, virtionet.SendDropped{Full: 1, Failed: 1}, s.SendDropped)
-		assert.EqualValues(t, 1, s.Sent)
+		counts(n, virtionet.SendDropped{Full: 1, Failed: 1}, notSent)
+		counts(n, 1, sent)
 	})
 }
