@@ -356,7 +356,6 @@ func (c *Conn) abandon() {
 		return
 	}
 	c.isClosed = true
-	c.out = nil
 	c.readEnd.stop()
 	c.writeEnd.stop()
 	c.wake()

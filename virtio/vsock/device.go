@@ -260,7 +260,8 @@ func (d *Device) tell(q *virtio.Queue, fail func(error)) {
 }
 
 // Close ends all connections and listeners, removes the Unix socket, and waits
-// for every goroutine. The machine has closed the device's Function before.
+// for every goroutine. The machine has closed the device's Function before. A Conn
+// can still be read to the end of what had come.
 func (d *Device) Close() error {
 	d.mu.Lock()
 	if d.closed {
@@ -285,7 +286,9 @@ func (d *Device) Close() error {
 	for _, f := range d.all() {
 		f.mu.Lock()
 		f.finish(syscall.ECONNRESET, true)
-		f.host.abandon()
+		if s, ok := f.host.(*sock); ok {
+			s.abandon() // a Conn is its user's, who may still read what has come
+		}
 		f.mu.Unlock()
 	}
 	d.dials.Wait()

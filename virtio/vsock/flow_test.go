@@ -295,6 +295,8 @@ func TestDeadlines(t *testing.T) {
 		assert.Equal(t, "abc", s.read(3))
 
 		// Close ends both.
+		s.asked, s.alloc = 0, 0
+		s.send(opCreditUpdate, 0, nil)
 		r := async(func() (int, error) { return c.Read(buf) })
 		w := async(func() (int, error) { return c.Write(make([]byte, 1000)) })
 		g.until("the write waits", func() bool { return s.asked > 0 })

@@ -103,6 +103,7 @@ func start(t testing.TB, open virtiotest.Opener, dev *vsock.Device) *guest {
 	t.Cleanup(func() { assert.NoError(t, dev.Close()) })
 	g := &guest{Driver: open(t, dev), t: t, dev: dev, socks: map[[2]uint32]*socket{}}
 	g.hdr, g.buf = g.Out(make([]byte, headerSize)), g.Out(make([]byte, 64<<10))
+	g.QueueIRQ.C = make(chan struct{}, 1)
 	g.boot()
 	return g
 }

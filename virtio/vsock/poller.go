@@ -46,7 +46,8 @@ func newPoller() (*poller, error) {
 }
 
 func (p *poller) run() {
-	for p.raw.Read(p.look) == nil {
+	look := p.look // once: it is an allocation
+	for p.raw.Read(look) == nil {
 		for _, e := range p.events[:p.n] {
 			p.mu.Lock()
 			w := p.socks[uint64(uint32(e.Fd))|uint64(uint32(e.Pad))<<32]
