@@ -86,7 +86,7 @@ func (s *session) classify4(m mac, b []byte) use {
 	fragment := binary.BigEndian.Uint16(b[6:])&0x3fff != 0
 	if b[9] == protoUDP && !fragment && total >= head+udpSize && binary.BigEndian.Uint16(b[head+2:]) == dhcpServerPort &&
 		(dst == s.gateway4 || dst == s.broadcast4 || dst == limitedBroadcast) {
-		return s.dhcp(m, src, b[head:total])
+		return s.dhcp(m, src, b[:total])
 	}
 	if !s.net4.Contains(src) || s.own(src) || src == s.broadcast4 || src == s.net4.Addr() {
 		return dropped

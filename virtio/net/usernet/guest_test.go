@@ -29,7 +29,7 @@ import (
 )
 
 const (
-	patience = 20 * time.Second
+	patience = 10 * time.Second
 
 	allOffloads = virtionet.FeatureCsum | virtionet.FeatureGuestCsum | virtionet.FeatureGuestTSO4 | virtionet.FeatureGuestTSO6 |
 		virtionet.FeatureHostTSO4 | virtionet.FeatureHostTSO6

@@ -47,6 +47,7 @@ type Network struct {
 	offers  map[offerKey]*listener // under mu
 	offered atomic.Int32           // len(offers)
 	notify  atomic.Pointer[func(bool)]
+	down    atomic.Bool // the link, by a panic of the stack
 }
 
 var (
@@ -81,6 +82,16 @@ func (n *Network) MTU() int { return n.o.MTU }
 
 // Start implements Backend.
 func (n *Network) Start(features uint64) error {
+	if err := n.start(features); err != nil {
+		return err
+	}
+	if n.down.Swap(false) {
+		n.tellLink(true)
+	}
+	return nil
+}
+
+func (n *Network) start(features uint64) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
@@ -114,8 +125,13 @@ func (n *Network) SetPairs(pairs int) error {
 func (n *Network) NotifyLink(f func(up bool)) { n.notify.Store(&f) }
 
 func (n *Network) linkDown() {
+	n.down.Store(true)
+	n.tellLink(false)
+}
+
+func (n *Network) tellLink(up bool) {
 	if f := n.notify.Load(); f != nil && *f != nil {
-		(*f)(false)
+		(*f)(up)
 	}
 }
 

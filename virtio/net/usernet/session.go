@@ -199,8 +199,8 @@ func (s *session) send(eth *[etherSize]byte, packet *buffer.View) (used bool) {
 			s.broken.Store(true)
 			s.n.o.Logger.Error("usernet: the TCP/IP stack panicked over a frame of the guest: its network is down until the driver starts anew",
 				"name", s.n.o.Name, "panic", p, "stack", string(debug.Stack()))
-			s.n.linkDown()
 			s.cancel()
+			s.n.linkDown()
 		}
 	}()
 	return s.input(eth, packet)
