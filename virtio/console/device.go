@@ -386,8 +386,11 @@ func (d *Device) resize(p *port, columns, rows int) (changed func()) {
 // before Out does and also where there is none. It is called with a few bytes up to
 // OutBuffer at a time, on the goroutine of the queue or a vCPU's, under a lock: it
 // must be quick, must not keep the slice, and must not call the device. Watch is
-// called before the guest runs.
+// called before the guest runs; without a console it does nothing.
 func (d *Device) Watch(f func([]byte)) {
+	if d.ports[0].conf == nil {
+		return
+	}
 	o := &d.ports[0].out
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -184,6 +184,7 @@ func TestOneConsole(t *testing.T) {
 func TestNoPort0(t *testing.T) {
 	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
 		g, dev := newGuest(t, open, console.Options{Ports: []console.Port{{Name: "a", In: strings.NewReader("x"), Out: newSink()}}})
+		dev.Watch(func([]byte) { t.Error("that is no console") })
 		for _, features := range []uint64{console.FeatureMultiport, virtio.FeatureVersion1} {
 			g.start(features, 64)
 			g.post(0, g.In(64))

@@ -24,7 +24,8 @@
 // stays in the guest's own buffers, and its queue stands still until the writer has
 // taken something: no byte is dropped, other ports and the control queues go on, and
 // the device can be paused and reset at any moment, since nothing of that is in
-// flight.
+// flight. A Linux guest whose console stands still spins, with interrupts off, on the
+// vCPU that prints.
 //
 // A reader is read ahead by one buffer at most ([ConsoleInBuffer], [InBuffer]).
 // What is in it waits for the guest: until it has a buffer, has opened the port,

@@ -41,7 +41,6 @@ type output struct {
 	watch   func([]byte)
 	entered uint64 // bytes that ever went into the ring
 	left    uint64 // bytes that ever left it, written or not
-	flushTo uint64 // up to here nothing waits for more to come
 	lost    uint64 // bytes in the ring when Close was over
 	started bool
 	closing bool // Close was called
@@ -184,7 +183,7 @@ func (o *output) collect(timer *time.Timer) {
 	defer timer.Stop()
 	for {
 		o.mu.Lock()
-		now := o.n >= gatherSize || o.flushTo > o.left || o.closing
+		now := o.n >= gatherSize || o.closing
 		o.mu.Unlock()
 		if now {
 			return
@@ -228,7 +227,7 @@ func (o *output) write() (wrote bool) {
 		o.moved.Broadcast()
 		token(o.room)
 		wrote = true
-		if o.gather && o.n < gatherSize && o.flushTo <= o.left {
+		if o.gather && o.n < gatherSize && !o.closing {
 			break // what is left may wait for more
 		}
 	}
@@ -261,8 +260,6 @@ func (o *output) drain(ctx context.Context) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	target := o.entered
-	o.flushTo = max(o.flushTo, target)
-	token(o.wake)
 	for {
 		switch {
 		case o.err != nil:
@@ -292,7 +289,6 @@ func (o *output) unflushed() error {
 func (o *output) stop(free func()) error {
 	o.mu.Lock()
 	o.closing = true
-	o.flushTo = o.entered
 	token(o.wake)
 	started := o.started
 	o.mu.Unlock()

@@ -33,8 +33,10 @@ var ErrSocket = errors.New("console: socket")
 // opening and closing the port. A client that has only stopped sending is still
 // there: it gets what the guest sends until it closes the connection. What
 // the guest sends while nobody is connected, or to a client that does not take
-// bytes any more, is thrown away. A client that is connected and does not read
-// makes the guest wait.
+// bytes any more, is thrown away, and so is at the end what a client has not read. A
+// client that is connected and does not read makes the guest wait.
+//
+// The socket's mode follows the process's umask.
 func Socket(path string) (Port, error) {
 	ln, err := bind(path)
 	if err != nil {
@@ -103,7 +105,7 @@ func (s *socket) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	if errors.Is(err, io.EOF) {
-		err = hungUp(c)
+		awaitHangUp(c)
 	}
 	s.mu.Lock()
 	s.client = nil
@@ -144,21 +146,22 @@ func (s *socket) accept() (*net.UnixConn, error) {
 	}
 }
 
-// hungUp waits until a client that has stopped sending has closed its end.
-func hungUp(c *net.UnixConn) error {
+// awaitHangUp waits until a client that has stopped sending has closed its end, or c
+// is closed.
+func awaitHangUp(c *net.UnixConn) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return err
+		return
 	}
-	return raw.Read(func(fd uintptr) bool {
+	_ = raw.Read(func(fd uintptr) bool {
 		p := []unix.PollFd{{Fd: int32(fd)}}
 		n, err := unix.Poll(p, 0)
 		return err != nil || n > 0 && p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
 	})
 }
 
-// Write writes to the client, and to nobody if there is none. A client that takes no
-// more is Read's to find gone.
+// Write writes to the client, and to nobody if there is none. It does not fail: that
+// a client is gone is for Read to find.
 func (s *socket) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	c := s.client
@@ -169,13 +172,10 @@ func (s *socket) Write(p []byte) (int, error) {
 	if c == nil {
 		return len(p), nil
 	}
-	if n, err := c.Write(p); err != nil {
+	if _, err := c.Write(p); err != nil {
 		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.closed {
-			return n, net.ErrClosed
-		}
 		s.mute = s.mute || s.client == c
+		s.mu.Unlock()
 	}
 	return len(p), nil
 }

@@ -255,8 +255,7 @@ func TestSocketStuckAtClose(t *testing.T) {
 		return still == 100
 	})
 	g.Reset()
-	err = dev.Close()
-	require.ErrorIs(t, err, console.ErrUnflushed)
+	require.NoError(t, dev.Close())
 	require.NoFileExists(t, path)
 	_, err = io.Copy(io.Discard, c)
 	require.NoError(t, err)
