@@ -55,7 +55,8 @@ type Device struct {
 	ignored atomic.Uint64 // control messages that made no sense
 	unsaid  atomic.Uint64 // control messages that did not fit the driver's buffers
 
-	// mu is not held while anything else is called that takes a lock.
+	// mu is held while nothing is called that takes another lock, but the
+	// configuration space's.
 	mu      sync.Mutex
 	ready   bool   // the driver takes control messages
 	changed func() // of the Activation, nil if it does not want to know the size
