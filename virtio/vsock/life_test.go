@@ -227,7 +227,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 // machine pauses, resumes and resets, and is closed in the end: for the race
 // detector, and for everything that waits to come to an end.
 func TestStress(t *testing.T) {
-	rounds := 30
+	rounds := 12
 	if testing.Short() {
 		rounds = 5
 	}

@@ -84,11 +84,14 @@ func (s *sock) ready(events uint32) {
 	if s.fd >= 0 {
 		s.hup = s.hup || events&(unix.EPOLLHUP|unix.EPOLLERR) != 0
 		s.readable = s.readable || events&(unix.EPOLLIN|unix.EPOLLRDHUP) != 0 || s.hup
-		switch {
-		case f.state == greeting:
+		if f.state == greeting {
 			s.greet()
-		case f.state == requested && s.hup:
-			f.finish(errRefused, true)
+		}
+		switch f.state {
+		case greeting, requested:
+			if s.hup { // nobody waits for an answer
+				f.finish(errRefused, true)
+			}
 		default:
 			s.flush()
 			s.shut()
