@@ -83,6 +83,15 @@ func (t *Tap) MTU() int { return t.mtu }
 // Name is the interface's name.
 func (t *Tap) Name() string { return t.name }
 
+// IsUp reports whether the interface is up on the host, and false if that can't be
+// told: while it is not, nothing passes, and the guest is not told so. For a warning
+// to whoever forgot `ip link set NAME up`.
+func (t *Tap) IsUp() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.closed && t.where.isUp(t.name)
+}
+
 // NotifyLink implements LinkNotifier: the link is down while the interface is gone.
 func (t *Tap) NotifyLink(f func(up bool)) {
 	t.mu.Lock()

@@ -91,6 +91,11 @@ func (p *place) ask(name string, what uint) (*unix.Ifreq, error) {
 	return r, nil
 }
 
+func (p *place) isUp(name string) bool {
+	r, err := p.ask(name, unix.SIOCGIFFLAGS)
+	return err == nil && r.Uint16()&unix.IFF_UP != 0
+}
+
 // bringUp is `ip link set name up`.
 func (p *place) bringUp(name string) error {
 	r, err := p.ask(name, unix.SIOCGIFFLAGS)

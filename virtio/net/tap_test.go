@@ -150,6 +150,7 @@ func TestTap(t *testing.T) {
 			tap := openTap(t, tc.o)
 			assert.Equal(t, tc.mtu, tap.MTU(), what)
 			assert.Equal(t, tc.o.Name, tap.Name())
+			assert.True(t, tap.IsUp(), what)
 			host := newHostSide(t, tc.o.Name)
 			n := attach(t, tr.open, tap, virtionet.Options{}, 0)
 			n.onlyTest()
@@ -205,6 +206,7 @@ func TestTapErrors(t *testing.T) {
 	ip(t, "tuntap add dev tun0 mode tun")
 	ip(t, "link add dummy0 type bridge")
 	busy := openTap(t, virtionet.TapOptions{Name: "one"})
+	assert.False(t, busy.IsUp())
 	ip(t, "tuntap add dev two mode tap")
 	for _, tc := range []struct {
 		name string
