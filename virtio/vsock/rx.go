@@ -20,7 +20,7 @@ const (
 	// How many turns a call of pump takes. One that is not the rx queue's goroutine
 	// has other things to do.
 	briefly  = 16
-	noBudget = math.MaxInt
+	noBudget = math.MaxInt // of the queue's goroutine
 )
 
 // rx is the rx queue, the way to the guest, for the life of an activation. Who
@@ -48,16 +48,23 @@ func newRX(d *Device, q *virtio.Queue, fail func(error)) *rx {
 }
 
 // pump sends what waits for the guest, unless somebody else is at it: they look
-// again when they are done. It does not block. It is called without locks.
+// again when they are done. It does not block, but for the queue's own goroutine:
+// what woke that is not known to who is at it. It is called without locks.
 func (d *Device) pump(budget int) {
 	for d.waiting.Load() > 0 {
-		if !d.rxLock.TryLock() {
+		if budget == noBudget {
+			d.rxLock.Lock()
+		} else if !d.rxLock.TryLock() {
 			return
 		}
-		goOn := d.rx != nil && d.rx.run(&budget)
+		left := budget
+		goOn := d.rx != nil && d.rx.run(&left)
 		d.rxLock.Unlock()
 		if !goOn {
 			return
+		}
+		if budget != noBudget {
+			budget = left
 		}
 	}
 }
@@ -68,15 +75,15 @@ func (d *Device) pump(budget int) {
 func (r *rx) run(budget *int) bool {
 	defer r.tell()
 	for ; *budget > 0; *budget-- {
-		reset, some, f := r.d.next()
+		reset, some, f := r.d.next(true)
 		if f == nil && !some {
 			return true
 		}
-		if some && !r.reset(&reset) {
-			if f != nil {
-				r.d.enqueue(f, true)
+		if some { // and then a connection: neither kind keeps the other waiting
+			if !r.reset(&reset) {
+				return false
 			}
-			return false
+			_, _, f = r.d.next(false)
 		}
 		if f == nil {
 			continue
@@ -95,12 +102,13 @@ func (r *rx) run(budget *int) bool {
 	return false
 }
 
-// next takes the first in line, and looks at the first reset.
-func (d *Device) next() (r reset, some bool, f *flow) {
+// next looks at the first reset, if that may be, or takes the first connection in
+// line. A connection is not put back: it may have ended meanwhile.
+func (d *Device) next(resets bool) (r reset, some bool, f *flow) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if some = d.resets.len() > 0; some {
-		r = d.resets.peek()
+	if resets && d.resets.len() > 0 {
+		return d.resets.peek(), true, nil
 	}
 	if f = d.line.first; f != nil {
 		d.leaveLine(f)

@@ -22,6 +22,9 @@ type sock struct {
 	armed  uint32 // what the poller watches for
 	line   []byte // of the client, as far as it has come
 	called bool   // by a client, which waits for an answer
+	// dialing says that a goroutine is connecting. Until it is done the connection
+	// counts, whatever the guest does.
+	dialing bool
 
 	readable bool // there may be something to read
 	eof      bool // nothing more is read: the client has shut its side, or the guest has
@@ -324,8 +327,8 @@ func (s *sock) sendCopy(r *rx, n int) int {
 func (s *sock) changed() {
 	f := s.f
 	if s.fd < 0 {
-		if f.state == ended && !f.done {
-			f.closed()
+		if f.state == ended {
+			s.abandon()
 		}
 		return
 	}
@@ -356,7 +359,7 @@ func (s *sock) abandon() {
 		_ = unix.Close(s.fd)
 		s.fd = -1
 	}
-	if !s.f.done {
+	if !s.f.done && !s.dialing {
 		s.f.closed()
 	}
 }

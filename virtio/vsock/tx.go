@@ -136,6 +136,7 @@ func (d *Device) called(h *header) error {
 			f.fail(err)
 			return err
 		}
+		f.host.(*sock).dialing = true
 		d.dials.Go(func() { server.connect(f) })
 		return nil
 	}

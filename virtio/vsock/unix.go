@@ -210,6 +210,7 @@ func (s *unixServer) greet(fd int) {
 func (s *unixServer) connect(f *flow) {
 	fd, err := s.dial(s.path+"_"+strconv.FormatUint(uint64(f.key.hostPort), 10), f)
 	f.mu.Lock()
+	f.host.(*sock).dialing = false
 	switch {
 	case err != nil:
 		if f.state == opening {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -450,5 +451,29 @@ func TestUnixBacklogFull(t *testing.T) {
 		require.NoError(t, err)
 		defer func() { assert.NoError(t, syscall.Close(nfd)) }()
 		g.until("there is room", func() bool { return third.isOpen })
+	})
+}
+
+// TestUnixCallsAndGivesUp: a guest that calls and gives up, again and again, a port
+// whose server does not accept, has no more calls under way than connections.
+func TestUnixCallsAndGivesUp(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		const most = 20
+		g, path := unixGuest(t, open, vsock.Options{MaxConns: most})
+		fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		require.NoError(t, err)
+		defer func() { assert.NoError(t, syscall.Close(fd)) }()
+		require.NoError(t, syscall.Bind(fd, &syscall.SockaddrUnix{Name: path + "_5"}))
+		require.NoError(t, syscall.Listen(fd, 0))
+		g.connect(1, 5)
+		before := runtime.NumGoroutine()
+		for i := range uint32(2000) {
+			g.send(packet{srcPort: 10 + i, dstPort: 5, op: opRequest})
+			g.send(packet{srcPort: 10 + i, dstPort: 5, op: opRST})
+			g.poll()
+			g.in = nil
+			require.LessOrEqual(t, runtime.NumGoroutine(), before+most+10)
+		}
+		g.until("the calls have ended", func() bool { return g.dev.Stats().Conns == 1 })
 	})
 }
