@@ -31,6 +31,8 @@ var (
 	ErrTapGone = errors.New("net: the tap is gone")
 )
 
+var errBusy = fmt.Errorf("%w: another process, or device, has it open", ErrTapBusy)
+
 const (
 	tunPath = "/dev/net/tun"
 	// tapFlags are those of every queue.
@@ -178,6 +180,11 @@ func (t *Tap) ports(index uint32) (ports []*tapPort, err error) {
 	if now, err := t.where.index(t.name); err == nil && index != 0 && now != index {
 		return ports, ErrNoTap
 	}
+	// Of many queues the kernel gives some to one who comes and some to another, and
+	// each would get a part of the frames.
+	if t.multi && t.where.queues(t.name) > len(ports) {
+		return ports, errBusy
+	}
 	return ports, nil
 }
 
@@ -211,7 +218,7 @@ func (t *Tap) join(fd int, made bool) error {
 	switch {
 	case err == nil:
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%w: another process, or device, has it open", ErrTapBusy)
+		return errBusy
 	case errors.Is(err, unix.EPERM) && made:
 		return fmt.Errorf("%w: it is not there, and making it takes CAP_NET_ADMIN: sudo %s makes it for this user", ErrTapPermission, t.command())
 	case errors.Is(err, unix.EPERM):

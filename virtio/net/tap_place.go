@@ -1,9 +1,11 @@
 package net
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"runtime"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -113,4 +115,60 @@ func (p *place) bringUp(name string) error {
 func (p *place) isTap(name string) bool {
 	i, err := unix.IoctlGetEthtoolDrvinfo(p.socket, name)
 	return err == nil && unix.ByteSliceToString(i.Driver[:]) == "tun" && unix.ByteSliceToString(i.Bus_info[:]) == "tap"
+}
+
+// queues is how many queues of a multi-queue tap are open, by whomever; 0 if that can't
+// be told.
+func (p *place) queues(name string) int {
+	rib, err := syscall.NetlinkRIB(unix.RTM_GETLINK, unix.AF_UNSPEC)
+	if err != nil {
+		return 0
+	}
+	msgs, err := syscall.ParseNetlinkMessage(rib)
+	if err != nil {
+		return 0
+	}
+	for i := range msgs {
+		if msgs[i].Header.Type != unix.RTM_NEWLINK {
+			continue
+		}
+		attrs, err := syscall.ParseNetlinkRouteAttr(&msgs[i])
+		if err != nil {
+			return 0
+		}
+		found, n := false, 0
+		for _, a := range attrs {
+			switch a.Attr.Type &^ unix.NLA_F_NESTED {
+			case unix.IFLA_IFNAME:
+				found = unix.ByteSliceToString(a.Value) == name
+			case unix.IFLA_LINKINFO:
+				nested(a.Value, func(kind uint16, info []byte) {
+					if kind != unix.IFLA_INFO_DATA {
+						return
+					}
+					nested(info, func(kind uint16, v []byte) {
+						if (kind == unix.IFLA_TUN_NUM_QUEUES || kind == unix.IFLA_TUN_NUM_DISABLED_QUEUES) && len(v) >= 4 {
+							n += int(binary.NativeEndian.Uint32(v))
+						}
+					})
+				})
+			}
+		}
+		if found {
+			return n
+		}
+	}
+	return 0
+}
+
+// nested calls f for each attribute in b.
+func nested(b []byte, f func(kind uint16, v []byte)) {
+	for len(b) >= unix.SizeofRtAttr {
+		n := int(binary.NativeEndian.Uint16(b))
+		if n < unix.SizeofRtAttr || n > len(b) {
+			return
+		}
+		f(binary.NativeEndian.Uint16(b[2:])&^unix.NLA_F_NESTED, b[unix.SizeofRtAttr:n])
+		b = b[min((n+3)&^3, len(b)):]
+	}
 }

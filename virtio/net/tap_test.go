@@ -208,6 +208,8 @@ func TestTapErrors(t *testing.T) {
 	busy := openTap(t, virtionet.TapOptions{Name: "one"})
 	assert.False(t, busy.IsUp())
 	ip(t, "tuntap add dev two mode tap")
+	ip(t, "tuntap add dev many mode tap multi_queue")
+	shared := openTap(t, virtionet.TapOptions{Name: "many", Pairs: 2})
 	for _, tc := range []struct {
 		name string
 		o    virtionet.TapOptions
@@ -218,6 +220,8 @@ func TestTapErrors(t *testing.T) {
 		{"no such tap of many", virtionet.TapOptions{Name: "none", Pairs: 2}, virtionet.ErrNoTap, "ip tuntap add dev none mode tap user 0 multi_queue"},
 		{"in use", virtionet.TapOptions{Name: "one"}, virtionet.ErrTapBusy, "tap one: the tap is in use"},
 		{"in use, and to be made", virtionet.TapOptions{Name: "one", Create: true}, virtionet.ErrTapBusy, ""},
+		{"one of many queues in use", virtionet.TapOptions{Name: "many"}, virtionet.ErrTapBusy, "tap many: the tap is in use"},
+		{"many queues in use", virtionet.TapOptions{Name: "many", Pairs: 3}, virtionet.ErrTapBusy, ""},
 		{"a tun", virtionet.TapOptions{Name: "tun0"}, virtionet.ErrNotTap, "tap tun0: the interface is no tap"},
 		{"a bridge", virtionet.TapOptions{Name: "dummy0"}, virtionet.ErrNotTap, ""},
 		{"the loopback", virtionet.TapOptions{Name: "lo", Pairs: 2}, virtionet.ErrNotTap, ""},
@@ -242,6 +246,7 @@ func TestTapErrors(t *testing.T) {
 	}
 	_, err := stdnet.InterfaceByName("none")
 	assert.Error(t, err)
+	assert.NoError(t, shared.Close())
 	assert.NoError(t, busy.Close())
 	assert.NoError(t, busy.Close(), "again")
 	busy = openTap(t, virtionet.TapOptions{Name: "one"})
@@ -483,8 +488,8 @@ func TestTapTakenAway(t *testing.T) {
 					}
 				}
 				irqs = n.ConfigIRQ.Count()
-				if round == 1 && pairs == 1 { // somebody else takes it first
-					thief := openTap(t, virtionet.TapOptions{Name: "one", Create: true})
+				if round == 1 { // somebody else takes it first
+					thief := openTap(t, virtionet.TapOptions{Name: "one", Pairs: pairs, Create: true})
 					time.Sleep(1200 * time.Millisecond)
 					assert.Zero(t, n.config().Status&1)
 					require.NoError(t, thief.Close())
