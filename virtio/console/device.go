@@ -21,10 +21,6 @@ const closeGrace = 250 * time.Millisecond
 // ErrUnflushed reports that a port's Out has not taken all that the guest sent.
 var ErrUnflushed = errors.New("console: output not written")
 
-// signalEvery is how many buffers a guest gets back before it is told, while it
-// sends more.
-const signalEvery = 16
-
 // The configuration space (VIRTIO 1.2, 5.3.4).
 const (
 	offColumns   = 0
@@ -276,46 +272,6 @@ func (d *Device) Activate(a virtio.Activation) error {
 	return nil
 }
 
-// transmit serves a port's transmit queue. A chain that the ring has no room for is
-// put back, with a note of how far it was taken: nothing is in flight while Out
-// blocks.
-func (p *port) transmit(q *virtio.Queue) {
-	c := virtio.NewChain(q)
-	for pushed := 0; ; {
-		if pushed == signalEvery {
-			q.Signal()
-			pushed = 0
-		}
-		if !q.Pop(c) {
-			q.Signal()
-			pushed = 0
-			if !q.Wait() {
-				return
-			}
-			continue
-		}
-		done := p.consumed.Load()
-		taken := p.out.accept(c.Readable(), done)
-		if done += taken; done >= c.ReadableLen() {
-			p.consumed.Store(0)
-			q.Push(c)
-			pushed++
-			continue
-		}
-		p.consumed.Store(done)
-		q.Unpop(1)
-		if taken > 0 {
-			continue
-		}
-		q.Signal()
-		pushed = 0
-		select {
-		case <-p.out.room:
-		case <-q.Stopped():
-		}
-	}
-}
-
 // Reset implements virtio.Device.
 func (d *Device) Reset() {
 	d.mu.Lock()
@@ -427,43 +383,4 @@ func (d *Device) InErr(i int) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.err
-}
-
-// PortStats counts the bytes of a port.
-type PortStats struct {
-	Sent     uint64 // by the guest
-	Written  uint64 // of these, to Out
-	Dropped  uint64 // of these, thrown away: no Out, Out failed, or closed
-	Received uint64 // from In into the guest's buffers
-}
-
-// Stats returns the counts of each port so far, in the order of Options.
-func (d *Device) Stats() []PortStats {
-	all := make([]PortStats, 0, len(d.order))
-	for _, p := range d.order {
-		all = append(all, p.stats())
-	}
-	return all
-}
-
-func (p *port) stats() PortStats {
-	return PortStats{
-		Sent: p.out.sent.Load(), Written: p.out.written.Load(), Dropped: p.out.dropped.Load(), Received: p.in.given.Load(),
-	}
-}
-
-// Counters implements virtio.Counting: the sums over all ports, in bytes, and the
-// control messages that could not be understood and that could not be sent.
-func (d *Device) Counters() []virtio.Counter {
-	var sum PortStats
-	for _, p := range d.order {
-		s := p.stats()
-		sum.Sent += s.Sent
-		sum.Dropped += s.Dropped
-		sum.Received += s.Received
-	}
-	return []virtio.Counter{
-		{Name: "bytes sent", Value: sum.Sent}, {Name: "bytes received", Value: sum.Received}, {Name: "bytes dropped", Value: sum.Dropped},
-		{Name: "control messages ignored", Value: d.ignored.Load()}, {Name: "control messages unsaid", Value: d.unsaid.Load()},
-	}
 }

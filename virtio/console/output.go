@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vole-vmm/vole/virtio"
 )
 
 const (
@@ -18,6 +20,10 @@ const (
 	gatherSize = 4 << 10
 	gatherTime = time.Millisecond
 )
+
+// signalEvery is how many buffers a guest gets back before it is told, while it
+// sends more.
+const signalEvery = 16
 
 // output is a port's way out: a ring between the queue's goroutine and one that
 // writes to Out. The writer belongs to the device, the queue's to an activation.
@@ -136,6 +142,46 @@ func (o *output) put(b []byte) int {
 		token(o.wake)
 	}
 	return k
+}
+
+// transmit serves a port's transmit queue. A chain that the ring has no room for is
+// put back, with a note of how far it was taken: nothing is in flight while Out
+// blocks.
+func (p *port) transmit(q *virtio.Queue) {
+	c := virtio.NewChain(q)
+	for pushed := 0; ; {
+		if pushed == signalEvery {
+			q.Signal()
+			pushed = 0
+		}
+		if !q.Pop(c) {
+			q.Signal()
+			pushed = 0
+			if !q.Wait() {
+				return
+			}
+			continue
+		}
+		done := p.consumed.Load()
+		taken := p.out.accept(c.Readable(), done)
+		if done += taken; done >= c.ReadableLen() {
+			p.consumed.Store(0)
+			q.Push(c)
+			pushed++
+			continue
+		}
+		p.consumed.Store(done)
+		q.Unpop(1)
+		if taken > 0 {
+			continue
+		}
+		q.Signal()
+		pushed = 0
+		select {
+		case <-p.out.room:
+		case <-q.Stopped():
+		}
+	}
 }
 
 // begin starts the writer before there is something to write.
