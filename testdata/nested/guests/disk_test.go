@@ -70,8 +70,16 @@ func selectModules(dir string, names ...string) (*initramfs.ModuleDir, initramfs
 }
 
 // moduleInit is an initramfs for a kernel by its name among the assets: busybox,
-// and modules that /init loads before it runs script.
+// what makes and checks ext4, and modules that /init loads before it runs script.
 func moduleInit(t testing.TB, kernel string, names []string, script string) string {
+	t.Helper()
+	tools, err := nested.Programs(nested.ComponentExt, extPrograms...)
+	require.NoError(t, err)
+	return moduleInitWith(t, kernel, names, tools, script)
+}
+
+// moduleInitWith is moduleInit with other programs: path in the guest, path here.
+func moduleInitWith(t testing.TB, kernel string, names []string, tools map[string]string, script string) string {
 	t.Helper()
 	dir := asset(t, "modules"+strings.TrimPrefix(kernel, "kernel"))
 	modules, sel, err := selectModules(dir, names...)
@@ -86,8 +94,6 @@ func moduleInit(t testing.TB, kernel string, names []string, script string) stri
 		require.NoError(t, a.Dir(d, 0o755))
 	}
 	require.NoError(t, a.CharDevice("/dev/console", 0o600, 5, 1))
-	tools, err := nested.Programs(nested.ComponentExt, extPrograms...)
-	require.NoError(t, err)
 	for name, file := range tools {
 		data, err := os.ReadFile(file)
 		require.NoError(t, err)

@@ -1,9 +1,10 @@
 // Command peer is the guest's side of package stream: a static program for an
 // initramfs.
 //
-//	peer serve ADDRESS                  answer every client, for ever
+//	peer serve COUNT ADDRESS            answer so many clients, and end
 //	peer send|recv|echo BYTES ADDRESS   one exchange
 //	peer many COUNT BYTES ADDRESS       so many connections at once, an echo on each
+//	peer udp COUNT BYTES HOST:PORT      so many datagrams to who echoes them, and how many are lost
 //
 // ADDRESS is tcp:HOST:PORT or vsock:CID:PORT. What came of it is one line that
 // begins with PEER.
@@ -48,10 +49,14 @@ func run(args []string) error {
 	}
 	dial := func() (io.ReadWriteCloser, error) { return dial(address) }
 	switch verb := args[0]; {
-	case verb == "serve" && len(numbers) == 0:
-		return serve(address)
+	case verb == "serve" && len(numbers) == 1:
+		return serve(address, int(numbers[0]))
 	case verb == "many" && len(numbers) == 2:
 		_, err := stream.Many(int(numbers[0]), dial, "echo", numbers[1])
+		return err
+	case verb == "udp" && len(numbers) == 2:
+		lost, err := datagrams(address, int(numbers[0]), int(numbers[1]))
+		fmt.Printf("LOST %d of %d\n", lost, numbers[0])
 		return err
 	case len(numbers) == 1:
 		c, err := dial()
@@ -64,24 +69,31 @@ func run(args []string) error {
 	return errors.New("usage: peer VERB [NUMBERS] ADDRESS")
 }
 
-func serve(address string) error {
+func serve(address string, count int) error {
 	accept, err := listen(address)
 	if err != nil {
 		return err
 	}
 	fmt.Printf("PEER listens on %s\n", address)
-	for {
+	errs := make(chan error, count)
+	for range count {
 		c, err := accept()
 		if err != nil {
 			return err
 		}
 		go func() {
-			defer c.Close()
-			if err := stream.Serve(c); err != nil {
-				fmt.Printf("PEER FAILED to serve: %v\n", err)
-			}
+			err := stream.Serve(c)
+			c.Close()
+			errs <- err
 		}()
 	}
+	var first error
+	for range count {
+		if err := <-errs; err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
 }
 
 // vsockAddress takes CID:PORT apart.

@@ -1,0 +1,73 @@
+package guests
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// consoleModules are the drivers that a guest may need for virtio consoles.
+var consoleModules = []string{"virtio_pci", "virtio_mmio", "virtio_console"}
+
+// TestVirtioConsole: the console on hvc0, and a named port.
+func TestVirtioConsole(t *testing.T) {
+	netKernels(t, 1, func(t *testing.T, kernel, transport string) {
+		path := filepath.Join(t.TempDir(), "agent")
+		initrd := moduleInitWith(t, kernel, consoleModules, nil, `
+exec </dev/hvc0 >/dev/hvc0 2>&1
+echo CONSOLES $(cat /sys/class/tty/console/active)
+for i in 1 2 3 4 5 6 7 8 9 10; do port=$(grep -l agent /sys/class/virtio-ports/*/name) && break; sleep 1; done
+port=/dev/$(basename $(dirname $port))
+head -c 100000 <$port >/tmp/in; sha256sum /tmp/in
+cat /tmp/in >$port
+seq 1 2000
+echo LAST WORDS
+`)
+		data := make([]byte, 100_000)
+		for i := range data {
+			data[i] = byte(i * i >> 3)
+		}
+		back := make(chan error, 1)
+		go func() {
+			back <- retry(func() error {
+				c, err := net.Dial("unix", path) // vole makes the socket
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				if err := c.SetDeadline(time.Now().Add(3 * time.Minute)); err != nil {
+					return err
+				}
+				if _, err := c.Write(data); err != nil {
+					return err
+				}
+				got := make([]byte, len(data))
+				if _, err := io.ReadFull(c, got); err != nil {
+					return err
+				}
+				if sha256.Sum256(got) != sha256.Sum256(data) {
+					return errors.New("what came back differs")
+				}
+				return nil
+			})
+		}()
+		r := vole(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-a", "quiet", "--boot", "vmlinux",
+			"--console-device", "virtio", "--port", "agent="+path, "--transport", transport)
+		said := "console: " + r.stdout + "\nstderr: " + r.stderr
+		require.Equal(t, 0, r.code, said)
+		assert.NoError(t, <-back, said)
+		assert.Contains(t, r.stdout, "CONSOLES hvc0", said)
+		assert.Contains(t, r.stdout, fmt.Sprintf("%x  /tmp/in", sha256.Sum256(data)), said)
+		assert.Contains(t, r.stdout, "\r\n1999\r\n2000\r\nLAST WORDS", said)
+		assert.Empty(t, r.stderr)
+		assert.NoFileExists(t, path)
+	})
+}

@@ -1,0 +1,120 @@
+package guests
+
+import (
+	"fmt"
+	"net"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/testdata/nested"
+)
+
+// dhcpScript is what busybox's DHCP client calls: it does what it is told.
+const dhcpScript = `
+cat > /bin/dhcp <<'END'
+#!/bin/busybox sh
+if [ "$1" = bound ]; then
+	ip addr add $ip/$mask dev $interface
+	ip route add default via $router
+	[ -z "$mtu" ] || ip link set $interface mtu $mtu
+	for d in $dns; do echo nameserver $d; done > /etc/resolv.conf
+	echo BOUND $ip/$mask router $router dns $dns
+fi
+END
+chmod 755 /bin/dhcp; mkdir -p /etc /usr/share/udhcpc
+`
+
+// TestUserNet: a guest on a user network: its own DHCP client, names, ping, TCP out and
+// in with every byte checked, a port that is closed, UDP. The outside is a network
+// namespace of the test's, with vole in it.
+func TestUserNet(t *testing.T) {
+	netKernels(t, 1, func(t *testing.T, kernel, transport string) {
+		n := ownNetwork(t)
+		ip(t, `
+			link add dummy0 type dummy
+			addr add 10.8.0.1/24 dev dummy0
+			addr add fd08::1/64 dev dummy0
+			link set dummy0 up`)
+		require.NoError(t, allowPing())
+		streamServer(t, "10.8.0.1:7000")
+		streamServer(t, "[fd08::1]:7000")
+		udpEcho(t, "10.8.0.1:7003")
+		bytes := whole(8<<20, 1<<30)
+		initrd := netInit(t, kernel, dhcpScript+fmt.Sprintf(`
+ip link set lo up; ip link set eth0 up
+udhcpc -i eth0 -n -q -t 10 -T 1 -s /bin/dhcp || echo FAILED dhcp
+ping -c 3 10.0.2.2 | grep received
+ping -c 3 -s 1400 10.8.0.1 | grep received
+ping -c 1 -w 2 10.8.0.77 | grep received
+nslookup gateway.vole.internal | grep -A2 Name
+peer send %d tcp:10.8.0.1:7000
+peer recv %d tcp:10.8.0.1:7000
+peer many %d 1000 tcp:10.8.0.1:7000
+peer echo 1000 tcp:10.8.0.1:7999 2>&1 | sed 's/PEER FAILED/CLOSED/'
+for i in 1 2 3 4 5 6 7 8 9 10; do ip -6 addr show dev eth0 | grep -q "inet6 fd.*global" && break; sleep 1; done
+peer echo 100000 tcp:[fd08::1]:7000
+peer udp %d 1000 10.8.0.1:7003
+peer serve 1 tcp:0.0.0.0:7001
+`, bytes, bytes, whole(30, 1000), whole(200, 10_000)))
+		asked := n.reach("127.0.0.1:7010", "echo", bytes/8)
+		r := vole(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-c", "2", "-a", "quiet", "--boot", "vmlinux",
+			"--net", "user", "--publish", "7010:7001", "--transport", transport)
+		said := "console: " + r.stdout + "\nstderr: " + r.stderr
+		require.Equal(t, 0, r.code, said)
+		assert.Contains(t, r.stdout, "BOUND 10.0.2.15/24 router 10.0.2.2 dns 10.0.2.3", said)
+		assert.Contains(t, r.stdout, "3 packets received", said)
+		assert.Contains(t, r.stdout, "0 packets received", said)
+		assert.Contains(t, r.stdout, "10.0.2.2", said)
+		assert.Contains(t, r.stdout, "CLOSED", said)
+		assert.Contains(t, r.stdout, "refused", said)
+		assert.Contains(t, r.stdout, "LOST 0 of", said)
+		assert.NotContains(t, r.stdout, "FAILED", said)
+		assert.Len(t, peerLines(r.stdout), 7, said)
+		assert.NoError(t, <-asked, said)
+		assert.Empty(t, r.stderr)
+	})
+}
+
+// udpEcho answers each datagram by itself until the test ends.
+func udpEcho(t testing.TB, address string) {
+	t.Helper()
+	c, err := net.ListenPacket("udp", address)
+	require.NoError(t, err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 64<<10)
+		for {
+			k, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = c.WriteTo(buf[:k], from)
+		}
+	}()
+	t.Cleanup(func() { c.Close(); <-done })
+}
+
+// TestRestrictedUserNet: a guest that is kept in, with a port published.
+func TestRestrictedUserNet(t *testing.T) {
+	t.Parallel()
+	n := ownNetwork(t)
+	streamServer(t, "127.0.0.1:7000")
+	kernel := nested.KernelCloud61
+	initrd := netInit(t, kernel, dhcpScript+`
+ip link set lo up; ip link set eth0 up
+udhcpc -i eth0 -n -q -t 10 -T 1 -s /bin/dhcp || echo FAILED dhcp
+peer echo 10 tcp:127.0.0.1:7000 2>&1 | sed 's/PEER FAILED/CLOSED/'
+peer echo 10 tcp:10.0.2.2:7000 2>&1 | sed 's/PEER FAILED/CLOSED/'
+peer serve 1 tcp:0.0.0.0:7001
+`)
+	asked := n.reach("127.0.0.1:7010", "echo", 100_000)
+	r := vole(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-a", "quiet", "--boot", "vmlinux",
+		"--net", "user,restrict,host-loopback", "--publish", "7010:7001")
+	said := "console: " + r.stdout + "\nstderr: " + r.stderr
+	require.Equal(t, 0, r.code, said)
+	assert.NoError(t, <-asked, said)
+	assert.NotContains(t, r.stdout, "FAILED", said)
+}
