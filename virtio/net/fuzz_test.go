@@ -441,14 +441,15 @@ func FuzzReceive(f *testing.F) {
 	var growth virtiotest.Growth
 	f.Fuzz(func(t *testing.T, input []byte) {
 		growth.Check(t)
+		r := &reader{rest: input}
+		set := r.byte()
+		wild := set&0x80 != 0 // buffers anywhere
+		// A reset first: the input before may have left something to do.
+		g.start(t, featureSets[int(set)%len(featureSets)])
 		for i := range g.ram {
 			g.ram[i] = byte(i >> 4)
 		}
 		shadow := slices.Clone(g.ram)
-		r := &reader{rest: input}
-		set := r.byte()
-		wild := set&0x80 != 0 // buffers anywhere
-		g.start(t, featureSets[int(set)%len(featureSets)])
 		m := &receiveModel{features: virtionet.Settle(g.features)}
 		mine := make([]bool, fuzzReceiveRAM) // the device's to write
 		var posted [][]piece
