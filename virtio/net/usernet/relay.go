@@ -52,14 +52,16 @@ func toHost(p *slot, host *net.TCPConn, raw syscall.RawConn) bool {
 	p.wq.EventRegister(&entry)
 	defer p.wq.EventUnregister(&entry)
 	w := socketWriter{}
+	defer w.free()
 	var terr tcpip.Error
 	step := func(fd uintptr) bool {
 		w.fd, w.err = int(fd), nil
-		for {
-			if _, terr = p.ep.Read(&w, tcpip.ReadOptions{}); terr != nil || w.err != nil {
-				return w.err != unix.EAGAIN
+		for w.flush() {
+			if _, terr = p.ep.Read(&w, tcpip.ReadOptions{}); terr != nil {
+				return true
 			}
 		}
+		return w.err != unix.EAGAIN
 	}
 	for {
 		err := raw.Write(step)
@@ -77,15 +79,34 @@ func toHost(p *slot, host *net.TCPConn, raw syscall.RawConn) bool {
 	}
 }
 
-// socketWriter writes to a socket as long as that takes something, and keeps
-// what it said in the end.
+// socketWriter writes to a socket. What that does not take it keeps, up to one
+// segment: the stack opens the window that it announces when it is rid of whole
+// segments, and may forget to say so if one went by halves.
 type socketWriter struct {
-	fd  int
-	err error
+	fd   int
+	err  error              // of the socket, EAGAIN too
+	keep *[maxDatagram]byte // holds rest
+	rest []byte
 }
 
+// Write implements io.Writer: it takes all of b unless it keeps something
+// already.
 func (w *socketWriter) Write(b []byte) (int, error) {
-	done := 0
+	if w.err != nil {
+		return 0, w.err
+	}
+	done := w.write(b)
+	if done == len(b) || w.err != unix.EAGAIN || len(b)-done > maxDatagram {
+		return done, w.err
+	}
+	if w.keep == nil {
+		w.keep = datagrams.Get().(*[maxDatagram]byte)
+	}
+	w.rest = w.keep[:copy(w.keep[:], b[done:])]
+	return len(b), nil
+}
+
+func (w *socketWriter) write(b []byte) (done int) {
 	for done < len(b) {
 		n, err := unix.Write(w.fd, b[done:])
 		if err == unix.EINTR {
@@ -93,11 +114,30 @@ func (w *socketWriter) Write(b []byte) (int, error) {
 		}
 		if err != nil {
 			w.err = err
-			return done, err
+			break
 		}
 		done += n
 	}
-	return done, nil
+	return done
+}
+
+// flush writes what was kept, and reports whether more can follow.
+func (w *socketWriter) flush() bool {
+	if w.err != nil {
+		return false
+	}
+	w.rest = w.rest[w.write(w.rest):]
+	if len(w.rest) == 0 {
+		w.free()
+	}
+	return w.err == nil
+}
+
+func (w *socketWriter) free() {
+	if w.keep != nil {
+		datagrams.Put(w.keep)
+		w.keep, w.rest = nil, nil
+	}
 }
 
 // fromHost carries what the host's peer says until its FIN.
