@@ -87,7 +87,8 @@ type Port struct {
 	// Open is called when the guest opens and closes the port, if it is set: for
 	// a console when its driver is ready, and for both with false when the guest
 	// resets. It is called by one goroutine at a time, is waited for by the guest,
-	// and must return soon. It must not call the machine's or the device's Close.
+	// and must return soon. It must not pause or close the machine, nor close the
+	// device.
 	Open func(open bool)
 }
 

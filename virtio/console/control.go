@@ -178,13 +178,13 @@ func (d *Device) listen(q *virtio.Queue) {
 	for q.Wait() {
 		for q.Pop(c) {
 			// Carried out before the driver gets its buffer back: it may rely on
-			// that a port that it has closed gets nothing more.
-			p, open := d.hear(b[:c.Read(b)])
-			q.Push(c)
-			q.Signal()
-			if p != nil {
+			// that a port that it has closed gets nothing more, and the machine on
+			// that in a pause the port's owner has heard all.
+			if p, open := d.hear(b[:c.Read(b)]); p != nil {
 				p.opened(open)
 			}
+			q.Push(c)
+			q.Signal()
 		}
 	}
 }
