@@ -19,6 +19,8 @@ const (
 	// batchFrames is how many frames one turn of a queue moves at most: the driver
 	// is told of them together, and a pause waits for them.
 	batchFrames = 64
+	// batchBytes ends one too: the driver is not to sleep while much is copied.
+	batchBytes = 256 << 10
 )
 
 // ErrOptions is wrapped by the errors of New.

@@ -246,6 +246,27 @@ func TestLinkPaused(t *testing.T) {
 	})
 }
 
+// TestCounters: the numbers for a report are those of Stats, all of them.
+func TestCounters(t *testing.T) {
+	b := newFake()
+	n := attach(t, virtiotest.OpenMMIO, b, virtionet.Options{}, 0)
+	bufs := n.post(0, 1526)
+	b.put(0, incoming(frame(guestMAC, 60, 1)))
+	n.got(0, &bufs)
+	n.send(0, incoming(frame(guestMAC, 70, 1)))
+	n.send(0, incoming(frame(guestMAC, 7, 1)))
+	counts(n, 1, received)
+	counts(n, virtionet.SendDropped{Malformed: 1}, notSent)
+	got := map[string]uint64{}
+	for _, c := range n.dev.Counters() {
+		got[c.Name] = c.Value
+	}
+	assert.Len(t, got, 13)
+	for name, want := range map[string]uint64{"frames in": 1, "bytes in": 60, "frames out": 1, "bytes out": 70, "out, malformed": 1, "in, too long": 0} {
+		assert.Equal(t, want, got[name], name)
+	}
+}
+
 // TestBackendGone: a backend whose Wait fails takes the link down, and the device
 // lives on and comes back with it.
 func TestBackendGone(t *testing.T) {

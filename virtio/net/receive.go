@@ -188,11 +188,12 @@ func (r *receiver) batch() (o outcome, late time.Duration) {
 		return starved, 0 // a Wait says so
 	default:
 	}
-	for range batchFrames {
+	for frames, bytes := 0, 0; frames < batchFrames && bytes < batchBytes; frames++ {
 		var n int
 		if n, o = r.next(); o != more {
 			break
 		}
+		bytes += n
 		if late = r.d.rxLimit.Reserve(min(n, 1), int64(n)); late > 0 {
 			break
 		}

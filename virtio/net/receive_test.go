@@ -269,6 +269,13 @@ func TestReceiveFilter(t *testing.T) {
 func TestReceiveNegotiated(t *testing.T) {
 	tso4 := hdr{Flags: 1, GSO: 1, Len: 54, Size: 1448, Start: 34, Offset: 16}
 	csum := hdr{Flags: 1, Start: 34, Offset: 16}
+	with := func(h hdr, gso uint8, buffers ...uint16) hdr {
+		h.GSO = gso
+		if len(buffers) > 0 {
+			h.Buffers = buffers[0]
+		}
+		return h
+	}
 	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
 		for _, tc := range []struct {
 			name string
@@ -288,6 +295,11 @@ func TestReceiveNegotiated(t *testing.T) {
 			{"segments", 0, tso4, 3000, hdr{Flags: 1, GSO: 1, Len: 54, Size: 1448, Start: 34, Offset: 16, Buffers: 1}, virtionet.ReceiveDropped{}},
 			{"segments, not negotiated", virtionet.FeatureGuestCsum | virtionet.FeatureGuestTSO6, tso4, 3000, hdr{}, virtionet.ReceiveDropped{Invalid: 1}},
 			{"segments without checksum", virtionet.FeatureGuestTSO4, tso4, 3000, hdr{}, virtionet.ReceiveDropped{Invalid: 1}},
+			{"segments of IPv6", 0, with(tso4, 4), 3000, with(with(tso4, 4), 4, 1), virtionet.ReceiveDropped{}},
+			{"segments of UDP", 0, with(tso4, 5), 3000, with(with(tso4, 5), 5, 1), virtionet.ReceiveDropped{}},
+			{"segments of UDP, not negotiated", virtionet.FeatureGuestCsum | virtionet.FeatureGuestTSO4, with(tso4, 5), 3000, hdr{}, virtionet.ReceiveDropped{Invalid: 1}},
+			{"segments with ECN", 0, with(tso4, 0x81), 3000, with(tso4, 0x81, 1), virtionet.ReceiveDropped{}},
+			{"more than the backend's buffers", 0, tso4, 140000, hdr{}, virtionet.ReceiveDropped{TooLong: 1}},
 			{"fragments", 0, hdr{Flags: 1, GSO: 3, Size: 1000}, 3000, hdr{}, virtionet.ReceiveDropped{Invalid: 1}},
 			{"more than the MTU", 0, hdr{}, 1519, hdr{}, virtionet.ReceiveDropped{TooLong: 1}},
 			{"the MTU in a VLAN", 0, hdr{}, 1518, hdr{Buffers: 1}, virtionet.ReceiveDropped{}},

@@ -49,12 +49,13 @@ func (s *sender) batch() (done bool, late time.Duration) {
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	some := false
-	for range batchFrames {
+	for frames, bytes := 0, 0; frames < batchFrames && bytes < batchBytes; frames++ {
 		if !s.q.Pop(s.c) {
 			done = true
 			break
 		}
 		n := s.send()
+		bytes += n
 		s.q.Push(s.c)
 		some = true
 		if late = s.d.txLimit.Reserve(min(n, 1), int64(n)); late > 0 {

@@ -159,7 +159,7 @@ func (t *Tap) SetPairs(n int) error {
 	}
 	t.active = n
 	for i := range t.pairs {
-		if t.down {
+		if t.down || t.closed {
 			break // it is done when the interface is back
 		}
 		if err := t.pairs[i].port.Load().attach(t.multi, i < n); err != nil {
