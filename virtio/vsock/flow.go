@@ -89,9 +89,9 @@ type flow struct {
 	place link // guarded by Device.mu
 }
 
-// windowOf is the credit of a connection when there are n. All buffers together
-// have at most 32 MiB for the first 128 connections, 56 MiB for those up to
-// 1024, and 16 KiB for each further one.
+// windowOf is the credit of a connection that is the nth of those that there are:
+// 1024 of them buffer 88 MiB at most, and DefaultMaxConns 136 MiB, if nobody on the
+// host reads.
 func windowOf(n int) uint32 {
 	switch {
 	case n <= 128:

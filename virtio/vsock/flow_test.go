@@ -421,3 +421,35 @@ func TestEvents(t *testing.T) {
 		assert.EqualValues(t, 4, q.Next().Len)
 	})
 }
+
+// TestFewBuffers: whoever sends when a buffer comes, it is not overlooked: with one or
+// two buffers all data still arrives.
+func TestFewBuffers(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		g, path := unixGuest(t, open, vsock.Options{})
+		for _, few := range []int{1, 2} {
+			g.few = few
+			g.boot()
+			const size = 1 << 20
+			got := 0
+			for i := range uint32(6) {
+				var c io.Writer
+				var s *socket
+				if i%2 == 0 {
+					c, s = fromHost(g, i+1)
+				} else {
+					c, s = unixFromHost(g, path, i+1)
+				}
+				s.got = func(b []byte) { got += len(b) }
+				go func() {
+					for range size / 8192 {
+						if _, err := c.Write(make([]byte, 8192)); err != nil {
+							return
+						}
+					}
+				}()
+			}
+			g.until("all has come", func() bool { return got == 6*size })
+		}
+	})
+}

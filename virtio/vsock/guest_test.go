@@ -80,6 +80,7 @@ type guest struct {
 	in       []packet          // received and not looked at
 	socks    map[[2]uint32]*socket
 	manual   bool // packets stay in in
+	few      int  // how many receive buffers there are; 0 is all
 }
 
 const rxBuffer = 4096 // bytes, as Linux has them
@@ -117,7 +118,12 @@ func (g *guest) boot() {
 	for _, b := range g.rxBufs {
 		bufs = append(bufs, b)
 	}
-	for len(bufs) < 128 {
+	want := 128
+	if g.few > 0 {
+		want = g.few
+		bufs = bufs[:min(len(bufs), want)]
+	}
+	for len(bufs) < want {
 		bufs = append(bufs, g.In(rxBuffer))
 	}
 	g.rxBufs, g.in = map[uint32]virtiotest.Buffer{}, nil
