@@ -23,9 +23,9 @@ func TestGarbage(t *testing.T) {
 		p    packet
 		want string
 	}{
-		{"another guest's CID", packet{srcCID: 43}, none},
-		{"the host's CID as the source", packet{srcCID: 2}, none},
-		{"a source with high bits", packet{srcCID: 1<<32 | guestCID}, none},
+		{"another guest's CID", packet{srcCID: 43, op: opRST}, none},
+		{"the host's CID as the source", packet{srcCID: 2, op: opRST}, none},
+		{"a source with high bits", packet{srcCID: 1<<32 | guestCID, op: opRST}, none},
 		{"to another guest", packet{dstCID: 43}, reset},
 		{"to a CID with high bits", packet{dstCID: 1<<32 | 2}, reset},
 		{"to itself", packet{dstCID: guestCID}, reset},
