@@ -22,6 +22,7 @@ type fake struct {
 	edge     bool // Wait tells of a frame once
 	startErr error
 	pairsErr error
+	pairsRun func() // in SetPairs
 
 	mu      sync.Mutex
 	moved   sync.Cond
@@ -72,6 +73,9 @@ func (f *fake) Start(features uint64) error {
 }
 
 func (f *fake) SetPairs(n int) error {
+	if f.pairsRun != nil {
+		f.pairsRun()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.pairsErr == nil {

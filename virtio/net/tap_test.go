@@ -199,6 +199,50 @@ func TestTap(t *testing.T) {
 	assert.NoError(t, err)
 }
 
+// TestTapTooLong: a frame that does not fit is dropped, and the next one comes; so is
+// one for which there is no room for a header even.
+func TestTapTooLong(t *testing.T) {
+	namespace(t)
+	tap := openTap(t, virtionet.TapOptions{Name: "one", Create: true})
+	defer func() { assert.NoError(t, tap.Close()) }()
+	host := newHostSide(t, "one")
+	require.NoError(t, tap.Start(0))
+	buf := make([]byte, 2000)
+	next := func(bufs ...[]byte) (int, error) {
+		for {
+			ok, err := tap.Wait(0)
+			require.NoError(t, err)
+			require.True(t, ok)
+			n, err := tap.Receive(0, bufs)
+			if err == nil && binary.BigEndian.Uint16(bufs[0][24:]) != testType {
+				continue // the kernel's own
+			}
+			return n, err
+		}
+	}
+	for n, err := tap.Receive(0, [][]byte{buf}); n > 0; n, err = tap.Receive(0, [][]byte{buf}) {
+		require.NoError(t, err)
+	}
+	for _, room := range [][][]byte{{buf[:100]}, {buf[:500], buf[:511]}, {buf[:5]}, {}, {nil, buf[:1011]}} {
+		host.send(testFrame(1000, 1))
+		_, err := next(room...)
+		require.ErrorIs(t, err, virtionet.ErrTooLong)
+	}
+	host.send(testFrame(1000, 1))
+	n, err := next(buf[:500], nil, buf[500:1012])
+	require.NoError(t, err)
+	assert.Equal(t, 1012, n)
+	assert.Equal(t, testFrame(1000, 1), buf[12:1012])
+	tap.Stop()
+	ok, err := tap.Wait(0)
+	assert.NoError(t, err)
+	assert.False(t, ok)
+	host.send(testFrame(1000, 1))
+	n, err = tap.Receive(0, [][]byte{buf})
+	assert.NoError(t, err)
+	assert.Zero(t, n, "stopped")
+}
+
 // TestTapErrors: what is wrong is said in a line, with what mends it.
 func TestTapErrors(t *testing.T) {
 	namespace(t)
