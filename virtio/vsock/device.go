@@ -166,8 +166,8 @@ func (d *Device) State() any { return State{CID: d.cid, ResetEvent: d.events.Loa
 // CID is the guest's context id.
 func (d *Device) CID() uint32 { return d.cid }
 
-// Activate implements virtio.Device. A driver without a tx or rx queue has no
-// connections.
+// Activate implements virtio.Device. A driver that has not enabled both the rx and
+// the tx queue is refused.
 func (d *Device) Activate(a virtio.Activation) error {
 	rxq, txq, eventq := a.Queues[queueRX], a.Queues[queueTX], a.Queues[queueEvent]
 	if rxq == nil || txq == nil {
