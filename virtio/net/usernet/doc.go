@@ -48,7 +48,7 @@
 //
 // # What is left out
 //
-// Incoming ICMP errors other than refused UDP, IGMP and MLD, DHCPv6, endpoint-
-// independent NAT (hole punching), and IPv6 for published ports, which lead to
-// the guest's IPv4 address unless the rule's listener is asked for otherwise.
+// ICMP errors from outside other than refused UDP, IGMP and MLD, DHCPv6,
+// endpoint-independent NAT (hole punching), and published ports that lead to the
+// guest's IPv6 address: they lead to its IPv4 address, from either family.
 package usernet

@@ -3,6 +3,7 @@ package usernet
 import (
 	"context"
 	"encoding/binary"
+	"flag"
 	"net"
 	"net/netip"
 	"os"
@@ -44,7 +45,7 @@ var (
 func TestMain(m *testing.M) {
 	before := descriptors()
 	code := m.Run()
-	if code == 0 && os.Getenv("GO_FUZZ") == "" {
+	if fuzzing := flag.Lookup("test.fuzz"); code == 0 && fuzzing.Value.String() == "" {
 		code = leaks(before)
 	}
 	os.Exit(code)

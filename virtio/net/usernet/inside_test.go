@@ -72,6 +72,66 @@ func TestDial(t *testing.T) {
 	assert.Eventually(t, func() bool { return n.current.Load().tcpFlows.Load() == 0 }, patience, time.Millisecond)
 }
 
+// A program's end of a connection is a net.Conn: its reads come in any size, and
+// its deadlines hold and move.
+func TestConnReadsAndDeadlines(t *testing.T) {
+	n := newNetwork(t, Options{})
+	g := startGuest(t, n, allOffloads)
+	l := g.listen(n.guest4, 80)
+	guests := make(chan net.Conn, 1)
+	go func() {
+		c, _ := l.Accept()
+		guests <- c
+	}()
+	c, err := n.Dial(t.Context(), "tcp", "guest:80")
+	require.NoError(t, err)
+	peer := <-guests
+	defer peer.Close()
+
+	require.NoError(t, c.SetReadDeadline(time.Now().Add(20*time.Millisecond)))
+	_, err = c.Read(make([]byte, 1))
+	assert.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	var timeout net.Error
+	require.ErrorAs(t, err, &timeout)
+	assert.True(t, timeout.Timeout())
+	require.NoError(t, c.SetDeadline(time.Time{}))
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.Read(make([]byte, 1))
+		ended <- err
+	}()
+	require.NoError(t, c.SetDeadline(time.Now().Add(-time.Second)))
+	assert.ErrorIs(t, <-ended, os.ErrDeadlineExceeded)
+	require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+
+	const size = 4 << 20
+	go func() {
+		_, _ = io.Copy(peer, noise(3, size))
+		_ = peer.(interface{ CloseWrite() error }).CloseWrite()
+	}()
+	want, _ := sumOf(noise(3, size))
+	got, err := sumOf(odd{c})
+	require.NoError(t, err)
+	assert.Equal(t, want, got)
+
+	go func() {
+		_, err := c.Read(make([]byte, 1))
+		ended <- err
+	}()
+	assert.ErrorIs(t, <-ended, io.EOF)
+	require.NoError(t, c.Close())
+	assert.ErrorIs(t, c.Close(), net.ErrClosed)
+	_, err = c.Read(make([]byte, 1))
+	assert.ErrorIs(t, err, net.ErrClosed)
+}
+
+// odd reads a few bytes at a time, never as many as the last time.
+type odd struct{ io.Reader }
+
+func (o odd) Read(b []byte) (int, error) {
+	return o.Reader.Read(b[:min(len(b), 1+int(time.Now().UnixNano()%5003))])
+}
+
 func TestDialUDP(t *testing.T) {
 	n := newNetwork(t, Options{})
 	g := startGuest(t, n, allOffloads)

@@ -52,7 +52,7 @@ func toHost(p *slot, host *net.TCPConn, raw syscall.RawConn) bool {
 	p.wq.EventRegister(&entry)
 	defer p.wq.EventUnregister(&entry)
 	w := socketWriter{}
-	defer w.free()
+	defer w.rest.free()
 	var terr tcpip.Error
 	step := func(fd uintptr) bool {
 		w.fd, w.err = int(fd), nil
@@ -84,9 +84,8 @@ func toHost(p *slot, host *net.TCPConn, raw syscall.RawConn) bool {
 // segments, and may forget to say so if one went by halves.
 type socketWriter struct {
 	fd   int
-	err  error              // of the socket, EAGAIN too
-	keep *[maxDatagram]byte // holds rest
-	rest []byte
+	err  error // of the socket, EAGAIN too
+	rest remainder
 }
 
 // Write implements io.Writer: it takes all of b unless it keeps something
@@ -99,10 +98,7 @@ func (w *socketWriter) Write(b []byte) (int, error) {
 	if done == len(b) || w.err != unix.EAGAIN || len(b)-done > maxDatagram {
 		return done, w.err
 	}
-	if w.keep == nil {
-		w.keep = datagrams.Get().(*[maxDatagram]byte)
-	}
-	w.rest = w.keep[:copy(w.keep[:], b[done:])]
+	w.rest.keep(b[done:])
 	return len(b), nil
 }
 
@@ -123,20 +119,45 @@ func (w *socketWriter) write(b []byte) (done int) {
 
 // flush writes what was kept, and reports whether more can follow.
 func (w *socketWriter) flush() bool {
-	if w.err != nil {
-		return false
-	}
-	w.rest = w.rest[w.write(w.rest):]
-	if len(w.rest) == 0 {
-		w.free()
+	if w.err == nil {
+		w.rest.drop(w.write(w.rest.b))
 	}
 	return w.err == nil
 }
 
-func (w *socketWriter) free() {
-	if w.keep != nil {
-		datagrams.Put(w.keep)
-		w.keep, w.rest = nil, nil
+// remainder is the end of a segment, in a borrowed buffer while there is one.
+type remainder struct {
+	b   []byte
+	buf *[maxDatagram]byte
+}
+
+// keep copies b, which has maxDatagram bytes at most; nothing must be kept.
+func (r *remainder) keep(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	if r.buf == nil {
+		r.buf = datagrams.Get().(*[maxDatagram]byte)
+	}
+	r.b = r.buf[:copy(r.buf[:], b)]
+}
+
+func (r *remainder) read(b []byte) int {
+	n := copy(b, r.b)
+	r.drop(n)
+	return n
+}
+
+func (r *remainder) drop(n int) {
+	if r.b = r.b[n:]; len(r.b) == 0 {
+		r.free()
+	}
+}
+
+func (r *remainder) free() {
+	if r.buf != nil {
+		datagrams.Put(r.buf)
+		r.buf, r.b = nil, nil
 	}
 }
 
