@@ -19,7 +19,9 @@
 //
 // The gateway's address leads to the loopback of the host only with
 // Options.HostLoopback. Unlike QEMU this is off: a guest is not trusted, and
-// what listens on a loopback address often asks for no password.
+// what listens on a loopback address often asks for no password. The host's
+// other addresses are outside like any: what listens there on all addresses, and
+// a cloud's metadata service at 169.254.169.254, is for a Policy to keep shut.
 //
 // # In
 //

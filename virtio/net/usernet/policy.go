@@ -63,8 +63,8 @@ func (d Destination) String() string {
 
 // Policy decides whether the guest may reach a destination outside of its own
 // network: nil lets it, an error refuses and is logged. It is called once for
-// each flow and name, from many goroutines, and may take its time; only that
-// flow waits. What Listen offers, DHCP, and the names that the network knows by
+// each flow and name, from many goroutines, and may take its time: only that
+// flow waits, and Stop and Close, which join it. What Listen offers, DHCP, and the names that the network knows by
 // itself are not asked for.
 type Policy func(Destination) error
 

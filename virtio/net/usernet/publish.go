@@ -111,8 +111,8 @@ func (p *publication) close() {
 	}
 }
 
-// acceptPause is how long an acceptor waits that the host gave an error, as when
-// it is out of file descriptors.
+// acceptPause is how long a published port rests that the host gave an error, as
+// when it is out of file descriptors.
 const acceptPause = 100 * time.Millisecond
 
 func (p *publication) serveTCP() {
@@ -167,7 +167,12 @@ func (p *publication) serveUDP() {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			continue // an ICMP error about an answer of ours
+			select {
+			case <-p.n.ended:
+				return
+			case <-time.After(acceptPause):
+				continue
+			}
 		}
 		if s := p.n.current.Load(); s != nil && s.enter() {
 			if f := s.flowIn(p, netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port())); f != nil {
