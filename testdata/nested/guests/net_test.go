@@ -2,6 +2,8 @@ package guests
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,6 +19,15 @@ var (
 	netModules  = []string{"virtio_pci", "virtio_mmio", "virtio_net", "af_packet", "ipv6"}
 	hostModules = []string{"tun", "dummy", "vhost_net", "vhost_vsock"}
 )
+
+// netTools are the files of iperf3 and socat, for [nested.Options].
+func netTools() []string {
+	tools, err := nested.Programs(nested.ComponentNet, "bin/iperf3", "bin/socat")
+	if err != nil {
+		return nil // the test that needs them says more
+	}
+	return slices.Collect(maps.Values(tools))
+}
 
 // netInit is an initramfs with the peer of package stream.
 func netInit(t testing.TB, kernel, script string) string {

@@ -72,9 +72,7 @@ func reachVsock(path string, port int, verb string, bytes int64) <-chan error {
 func TestVsock(t *testing.T) {
 	netKernels(t, 0, func(t *testing.T, kernel, transport string) {
 		path := filepath.Join(t.TempDir(), "v")
-		l, err := net.Listen("unix", path+"_7000")
-		require.NoError(t, err)
-		serveStreams(t, l)
+		serveStreams(t, listenUnix(t, path+"_7000"))
 		bytes := whole(8<<20, 1<<30)
 		initrd := vsockInit(t, kernel, fmt.Sprintf(`
 peer send %d vsock:2:7000
@@ -95,4 +93,11 @@ peer serve 1 vsock:4294967295:7001
 		assert.Empty(t, r.stderr)
 		assert.NoFileExists(t, path)
 	})
+}
+
+func listenUnix(t testing.TB, path string) net.Listener {
+	t.Helper()
+	l, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	return l
 }

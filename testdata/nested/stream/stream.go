@@ -8,6 +8,11 @@
 //	send N    the client sends N bytes and the checksum, the server answers "ok\n"
 //	recv N    the server sends N bytes and the checksum
 //	echo N    both: the server gives back what it gets, while it comes
+//	sink N    the client sends N bytes of nothing, the server answers "ok\n"
+//	source N  the server sends N bytes of nothing
+//	turns N   N times one byte each way, one after the other
+//
+// The last three are for benchmarks: nothing is checked.
 package stream
 
 import (
@@ -80,14 +85,7 @@ func Client(c io.ReadWriter, verb string, n int64) error {
 		if err := Send(c, n); err != nil {
 			return err
 		}
-		var answer [3]byte
-		if _, err := io.ReadFull(c, answer[:]); err != nil {
-			return fmt.Errorf("stream: wait for the answer to %d bytes: %w", n, err)
-		}
-		if string(answer[:]) != "ok\n" {
-			return fmt.Errorf("%w: the answer is %q", ErrBad, answer)
-		}
-		return nil
+		return answered(c)
 	case "recv":
 		return Receive(c, n)
 	case "echo":
@@ -97,8 +95,52 @@ func Client(c io.ReadWriter, verb string, n int64) error {
 			return err
 		}
 		return <-sent
+	case "sink":
+		if err := nothing(c, n); err != nil {
+			return err
+		}
+		return answered(c)
+	case "source":
+		_, err := io.CopyBuffer(onlyWriter{io.Discard}, io.LimitReader(c, n), make([]byte, blockSize))
+		return err
+	case "turns":
+		var b [1]byte
+		for range n {
+			if _, err := c.Write(b[:]); err != nil {
+				return err
+			}
+			if _, err := io.ReadFull(c, b[:]); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	return fmt.Errorf("stream: there is no %q", verb)
+}
+
+// answered reads the server's word that all has come.
+func answered(r io.Reader) error {
+	var answer [3]byte
+	if _, err := io.ReadFull(r, answer[:]); err != nil {
+		return fmt.Errorf("stream: wait for the answer: %w", err)
+	}
+	if string(answer[:]) != "ok\n" {
+		return fmt.Errorf("%w: the answer is %q", ErrBad, answer)
+	}
+	return nil
+}
+
+// nothing sends n bytes of no meaning.
+func nothing(w io.Writer, n int64) error {
+	block := make([]byte, blockSize)
+	for n > 0 {
+		k, err := w.Write(block[:min(n, blockSize)])
+		if err != nil {
+			return err
+		}
+		n -= int64(k)
+	}
+	return nil
 }
 
 // Serve answers one client.
@@ -122,6 +164,17 @@ func Serve(c io.ReadWriter) error {
 		return err
 	case "recv":
 		return Send(c, n)
+	case "sink":
+		if _, err := io.CopyBuffer(onlyWriter{io.Discard}, onlyReader{io.LimitReader(r, n)}, make([]byte, blockSize)); err != nil {
+			return err
+		}
+		_, err = io.WriteString(c, "ok\n")
+		return err
+	case "source":
+		return nothing(c, n)
+	case "turns":
+		_, err = io.CopyBuffer(onlyWriter{c}, onlyReader{io.LimitReader(r, n)}, make([]byte, 16))
+		return err
 	case "echo":
 		_, err = io.CopyBuffer(onlyWriter{c}, onlyReader{io.LimitReader(r, n+8)}, make([]byte, blockSize))
 		return err

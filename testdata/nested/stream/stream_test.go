@@ -35,6 +35,12 @@ func TestExchanges(t *testing.T) {
 			c.Close()
 		}
 	}
+	for _, verb := range []string{"sink", "source", "turns"} {
+		c, err := dial()
+		require.NoError(t, err)
+		assert.NoError(t, Client(c, verb, 1000), verb)
+		c.Close()
+	}
 	good, err := Many(100, dial, "echo", 1000)
 	assert.NoError(t, err)
 	assert.Equal(t, 100, good)

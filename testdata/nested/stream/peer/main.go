@@ -2,7 +2,7 @@
 // initramfs.
 //
 //	peer serve COUNT ADDRESS            answer so many clients, and end
-//	peer send|recv|echo BYTES ADDRESS   one exchange
+//	peer VERB BYTES ADDRESS             one exchange: send, recv, echo, sink, source, turns
 //	peer many COUNT BYTES ADDRESS       so many connections at once, an echo on each
 //	peer udp COUNT BYTES HOST:PORT      so many datagrams to who echoes them, and how many are lost
 //
