@@ -15,9 +15,6 @@ type irqLine struct {
 	fd int
 }
 
-// eventOne is what an eventfd counts up by, in the byte order of the host.
-var eventOne = [8]byte{1}
-
 // newIRQLine makes a line for gsi. It is closed before the VM's memory goes,
 // after the last device that pulses it.
 func newIRQLine(vm *kvm.VM, gsi uint32) (*irqLine, error) {
@@ -31,10 +28,7 @@ func newIRQLine(vm *kvm.VM, gsi uint32) (*irqLine, error) {
 	return &irqLine{fd: fd}, nil
 }
 
-// Pulse raises the interrupt once. KVM takes the count away at once, so that
-// the write can't block; nothing could be done about another error.
-func (l *irqLine) Pulse() {
-	_, _ = unix.Write(l.fd, eventOne[:])
-}
+// Pulse raises the interrupt once.
+func (l *irqLine) Pulse() { kvm.Signal(l.fd) }
 
 func (l *irqLine) close() error { return unix.Close(l.fd) }

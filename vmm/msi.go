@@ -131,9 +131,8 @@ func (v *msiVector) Mask(masked bool) error {
 	return v.refused(err)
 }
 
-// Trigger implements pci.Vector. The write can't block: only 2^64-2 of them
-// would.
-func (v *msiVector) Trigger() { _, _ = unix.Write(v.fd, eventOne[:]) }
+// Trigger implements pci.Vector.
+func (v *msiVector) Trigger() { kvm.Signal(v.fd) }
 
 // Pending implements pci.Vector.
 func (v *msiVector) Pending() bool {
