@@ -106,7 +106,7 @@ func NewFunction(cfg FunctionConfig) (*Function, error) {
 		if n == 0 || n > MaxQueueSize || n&(n-1) != 0 {
 			return nil, errors.Join(fmt.Errorf("virtio: %v: queue %d has a size of %d, which is no power of two", f.dev.Type(), i, n), f.closeBells())
 		}
-		bell, err := NewDoorbell()
+		bell, err := f.newBell(i)
 		if err != nil {
 			return nil, errors.Join(err, f.closeBells())
 		}
@@ -114,6 +114,13 @@ func NewFunction(cfg FunctionConfig) (*Function, error) {
 	}
 	f.regs = f.fresh()
 	return f, nil
+}
+
+func (f *Function) newBell(i int) (*Doorbell, error) {
+	if l, ok := f.dev.(Lending); ok && l.Lends(i) {
+		return newDoorbell(0)
+	}
+	return NewDoorbell()
 }
 
 func (f *Function) closeBells() error {
@@ -458,8 +465,11 @@ func (f *Function) Resume() {
 	defer f.mu.Unlock()
 	f.paused = false
 	for _, q := range f.active {
-		if q != nil {
-			q.release()
+		if q == nil {
+			continue
+		}
+		if err := q.release(); err != nil {
+			f.failLocked(err)
 		}
 	}
 	if f.untold {

@@ -3,6 +3,7 @@ package virtio
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -90,6 +91,10 @@ type Queue struct {
 	broken    bool
 	stopOnce  sync.Once
 	stoppedCh chan struct{}
+
+	lending sync.Mutex // held, before mu, while the worker is told to start or stop
+	worker  Worker     // that the queue is lent to; changed under lending and mu
+	working bool       // under lending
 }
 
 // QueueState is where a queue stands between two requests.
@@ -171,7 +176,7 @@ func (q *Queue) outside(call func()) {
 }
 
 func (q *Queue) pop(c *Chain) (bool, error) {
-	if q.held || q.stopped || q.broken {
+	if q.held || q.stopped || q.broken || q.worker != nil {
 		return false, nil
 	}
 	if q.next == q.seen {
@@ -310,7 +315,7 @@ func needEvent(event, now, old uint16) bool {
 func (q *Queue) Pending() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return !q.held && !q.stopped && !q.broken && (q.next != q.seen || Load16(q.avail, ringIdx) != q.next)
+	return !q.held && !q.stopped && !q.broken && q.worker == nil && (q.next != q.seen || Load16(q.avail, ringIdx) != q.next)
 }
 
 // State returns where the queue stands. It is of use while nothing is in flight.
@@ -320,12 +325,20 @@ func (q *Queue) State() QueueState {
 	return QueueState{NextAvail: q.next, NextUsed: q.done}
 }
 
-// hold stops Pop and waits until the queue is idle; the error is ctx's.
+// hold stops Pop, and the worker, and waits until the queue is idle; the error is
+// ctx's, or the worker's.
 func (q *Queue) hold(ctx context.Context) error {
 	q.mu.Lock()
 	q.held = true
 	q.mu.Unlock()
-	return q.drain(ctx)
+	return errors.Join(q.turn(), q.drain(ctx))
+}
+
+// turn has the worker follow the queue's state.
+func (q *Queue) turn() error {
+	q.lending.Lock()
+	defer q.lending.Unlock()
+	return q.settle()
 }
 
 // drain waits until the queue is idle.
@@ -347,12 +360,14 @@ func (q *Queue) drain(ctx context.Context) error {
 	return nil
 }
 
-// release ends a hold.
-func (q *Queue) release() {
+// release ends a hold. An error is the worker's.
+func (q *Queue) release() error {
 	q.mu.Lock()
 	q.held = false
 	q.mu.Unlock()
+	err := q.turn()
 	q.bell.Ring()
+	return err
 }
 
 // stop ends Pop and Wait for good.
