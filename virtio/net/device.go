@@ -55,6 +55,7 @@ type Options struct {
 type Device struct {
 	*virtio.ConfigSpace
 	backend  Backend
+	carrier  carrier // the backend, if it serves the queues itself; else nil
 	opts     Options
 	features uint64 // on offer
 	mac      [6]byte
@@ -101,7 +102,10 @@ func (g *gate) set(open bool) {
 	g.open = open
 }
 
-var _ virtio.Device = (*Device)(nil)
+var (
+	_ virtio.Device  = (*Device)(nil)
+	_ virtio.Lending = (*Device)(nil)
+)
 
 // State is the device's registers.
 type State struct {
@@ -154,6 +158,10 @@ func newDevice(backend Backend, o Options, clock virtio.Clock) (*Device, error) 
 	case largest != 0 && o.MTU > largest:
 		return nil, refuse(fmt.Errorf("an MTU of %d: its backend carries packets of %d bytes at most", o.MTU, largest))
 	}
+	carrier, _ := backend.(carrier)
+	if carrier != nil && (o.RxLimits != virtio.Limits{} || o.TxLimits != virtio.Limits{}) {
+		return nil, refuse(errors.New("rate limits: the host's kernel, which moves its frames, keeps none"))
+	}
 	rx, err := virtio.NewLimiter(o.RxLimits, clock)
 	if err != nil {
 		return nil, refuse(fmt.Errorf("receiving: %w", err))
@@ -163,11 +171,14 @@ func newDevice(backend Backend, o Options, clock virtio.Clock) (*Device, error) 
 		return nil, refuse(fmt.Errorf("sending: %w", err))
 	}
 	d := &Device{
-		backend: backend, opts: o, mac: [6]byte(o.MAC), log: o.Logger, clock: clock, rxLimit: rx, txLimit: tx,
+		backend: backend, carrier: carrier, opts: o, mac: [6]byte(o.MAC), log: o.Logger, clock: clock, rxLimit: rx, txLimit: tx,
 		pairs:    make([]pair, o.Pairs),
 		features: settle(backend.Features() & offloads),
 	}
-	d.features |= FeatureMAC | FeatureMrgRxBuf | FeatureStatus | FeatureCtrlVQ | FeatureCtrlRx | FeatureCtrlMACAddr | FeatureGuestAnnounce
+	d.features |= FeatureMAC | FeatureMrgRxBuf | FeatureStatus | FeatureCtrlVQ | FeatureCtrlMACAddr | FeatureGuestAnnounce
+	if carrier == nil {
+		d.features |= FeatureCtrlRx // who sees no frames can't filter them
+	}
 	if o.MTU != 0 {
 		d.features |= FeatureMTU
 	}
@@ -207,6 +218,12 @@ func (d *Device) Features() uint64 { return d.features }
 // the control queue (5.1.2).
 func (d *Device) QueueSizes() []uint16 {
 	return slices.Repeat([]uint16{QueueSize}, 2*len(d.pairs)+1)
+}
+
+// Lends implements virtio.Lending: with vhost all but the control queue, which is the
+// last with MQ and the third without. The third may be either.
+func (d *Device) Lends(queue int) bool {
+	return d.carrier != nil && queue < 2*len(d.pairs) && queue != 2
 }
 
 // MAC is the address that the driver was given. It stays, whatever address the
@@ -250,7 +267,15 @@ func (d *Device) Activate(a virtio.Activation) error {
 		// to DRIVER_OK, nothing can be told yet.
 		d.work.Go(a.ConfigChanged)
 	}
+	if d.carrier != nil {
+		if err := d.carrier.carry(queues, features, a.Fail); err != nil {
+			return fmt.Errorf("net: %s: %w", d.opts.Name, err)
+		}
+	}
 	for i, p := range queues {
+		if d.carrier != nil {
+			break
+		}
 		if p.rx != nil {
 			d.work.Go(newReceiver(d, i, p, features).run)
 		}

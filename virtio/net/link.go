@@ -103,6 +103,9 @@ func (d *Device) setLink(side *bool, up bool) {
 		d.mu.Unlock()
 		return
 	}
+	if d.carrier != nil {
+		d.carrier.setLink(d.link.up.Load())
+	}
 	d.Update(func(b []byte) { putStatus(b, status) })
 	tell := d.changed
 	d.untold = tell == nil

@@ -117,6 +117,17 @@ var _ virtio.Counting = (*Device)(nil)
 
 // Counters implements virtio.Counting.
 func (d *Device) Counters() []virtio.Counter {
+	if d.carrier != nil {
+		t := d.carrier.traffic()
+		return []virtio.Counter{
+			{Name: "frames in", Value: t.framesIn},
+			{Name: "bytes in", Value: t.bytesIn},
+			{Name: "frames out", Value: t.framesOut},
+			{Name: "bytes out", Value: t.bytesOut},
+			{Name: "in, dropped", Value: t.droppedIn},
+			{Name: "out, dropped", Value: t.droppedOut},
+		}
+	}
 	s := d.Stats()
 	return []virtio.Counter{
 		{Name: "frames in", Value: s.Received},

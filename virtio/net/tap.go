@@ -38,6 +38,7 @@ type Tap struct {
 	features uint64
 	where    *place
 	stopped  atomic.Bool
+	events   *tapEvents // not nil where the host's kernel moves the frames
 
 	mu       sync.Mutex
 	multi    bool   // the interface is a multi-queue one
@@ -49,6 +50,9 @@ type Tap struct {
 	notify   func(up bool)
 	ended    chan struct{} // closed by Close
 	watcher  sync.WaitGroup
+	index    uint32  // the interface's number
+	passed   traffic // what is known of it, where the kernel moves the frames
+	counted  traffic // of the interface, when passed was last brought up to date
 }
 
 var (
@@ -132,6 +136,9 @@ func (t *Tap) begin(ports []*tapPort) error {
 	for i, p := range ports {
 		if err := p.attach(t.multi, i < t.active); err != nil {
 			return fmt.Errorf("tap %s: queue %d: %w", t.name, i, err)
+		}
+		if t.events != nil {
+			continue // nobody waits for it
 		}
 		if err := p.f.SetDeadline(deadline); err != nil {
 			return fmt.Errorf("tap %s: queue %d: %w", t.name, i, err)
@@ -253,7 +260,7 @@ func (t *Tap) Stop() {
 	defer t.mu.Unlock()
 	t.stopped.Store(true)
 	for i := range t.pairs {
-		if port := t.pairs[i].port.Load(); port != nil {
+		if port := t.pairs[i].port.Load(); port != nil && t.events == nil {
 			_ = port.f.SetDeadline(time.Unix(1, 0))
 		}
 	}
@@ -267,11 +274,15 @@ func (t *Tap) Close() error {
 		t.mu.Unlock()
 		return nil
 	}
+	t.count()
 	t.closed = true
 	t.stopped.Store(true)
 	close(t.ended)
 	errs := t.drop()
 	t.mu.Unlock()
+	if t.events != nil {
+		errs = errors.Join(errs, t.events.close())
+	}
 	t.watcher.Wait()
 	return errors.Join(errs, t.where.close())
 }

@@ -43,18 +43,21 @@ const (
 
 // OpenTap opens a TAP interface, in the network namespace of the thread that calls
 // it. The caller closes what it returns, or hands it to New.
-func OpenTap(o TapOptions) (*Tap, error) {
+func OpenTap(o TapOptions) (*Tap, error) { return openNamed(o, false) }
+
+// openNamed is OpenTap; kernel says that the host's kernel will move the frames.
+func openNamed(o TapOptions, kernel bool) (*Tap, error) {
 	if o.Pairs == 0 {
 		o.Pairs = 1
 	}
-	t, err := openTap(o)
+	t, err := openTap(o, kernel)
 	if err != nil {
 		return nil, fmt.Errorf("tap %s: %w", printable(o.Name), err)
 	}
 	return t, nil
 }
 
-func openTap(o TapOptions) (*Tap, error) {
+func openTap(o TapOptions, kernel bool) (*Tap, error) {
 	switch {
 	case !goodName(o.Name):
 		return nil, fmt.Errorf("%w: 1 to %d bytes are possible, without spaces, / : and %%", ErrTapName, unix.IFNAMSIZ-1)
@@ -70,6 +73,11 @@ func openTap(o TapOptions) (*Tap, error) {
 	for i := range t.pairs {
 		t.pairs[i].init()
 	}
+	if kernel {
+		if t.events, err = newTapEvents(); err != nil {
+			return nil, errors.Join(err, where.close())
+		}
+	}
 	index, err := where.index(o.Name)
 	switch missing := errors.Is(err, unix.ENODEV); {
 	case missing && !o.Create:
@@ -78,7 +86,15 @@ func openTap(o TapOptions) (*Tap, error) {
 		err = t.open(index)
 	}
 	if err != nil {
+		if kernel {
+			err = errors.Join(err, t.events.close())
+		}
 		return nil, errors.Join(err, where.close())
+	}
+	if kernel {
+		t.count()
+		t.passed = traffic{} // before it was opened
+		t.watcher.Go(func() { t.events.listen(t.heard) })
 	}
 	return t, nil
 }
@@ -177,9 +193,11 @@ func (t *Tap) ports(index uint32) (ports []*tapPort, err error) {
 	}
 	// The kernel makes what it does not find: the interface may have been deleted
 	// since somebody looked.
-	if now, err := t.where.index(t.name); err == nil && index != 0 && now != index {
+	now, err := t.where.index(t.name)
+	if err == nil && index != 0 && now != index {
 		return ports, ErrNoTap
 	}
+	t.index = now
 	// Of many queues the kernel gives some to one who comes and some to another, and
 	// each would get a part of the frames.
 	if t.multi && t.where.queues(t.name) > len(ports) {
@@ -190,7 +208,11 @@ func (t *Tap) ports(index uint32) (ports []*tapPort, err error) {
 
 // queue opens one queue, as a file descriptor that is the caller's.
 func (t *Tap) queue(made bool) (int, error) {
-	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	flags := unix.O_RDWR | unix.O_CLOEXEC
+	if t.events == nil {
+		flags |= unix.O_NONBLOCK // for the poller
+	}
+	fd, err := unix.Open(tunPath, flags, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO):
 		return -1, fmt.Errorf("%w: %s is not there: modprobe tun", ErrNoTun, tunPath)

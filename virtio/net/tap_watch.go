@@ -96,6 +96,7 @@ func (t *Tap) back() bool {
 	for i, p := range ports {
 		t.pairs[i].port.Store(p)
 	}
+	t.counted = traffic{}
 	t.down = false
 	return true
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vole-vmm/vole/virtio"
 	virtionet "github.com/vole-vmm/vole/virtio/net"
 	"github.com/vole-vmm/vole/virtio/net/usernet"
 )
@@ -19,7 +20,7 @@ type Net struct {
 	// as the machine lives.
 	Tap    string `json:"tap,omitempty"`
 	Create bool   `json:"create,omitempty"`
-	// VHost lets the host's kernel move the frames (/dev/vhost-net).
+	// VHost lets the host's kernel move the frames (/dev/vhost-net). It keeps no limits.
 	VHost bool `json:"vhost,omitempty"`
 	// Queues is the number of queue pairs of a tap device, which must have been made with
 	// multi_queue for more than one; 1 is the default.
@@ -168,6 +169,9 @@ func (n Net) plan(index int) (p netPlan, err error) {
 	}); err != nil {
 		return fail("%w", err)
 	}
+	if n.VHost && (*rx != virtio.Limits{} || *tx != virtio.Limits{}) {
+		return fail("a limit can't be had with vhost: the host's kernel moves the frames, and none of them waits: leave out one of the two")
+	}
 	return p, nil
 }
 
@@ -191,7 +195,11 @@ func (n Net) device(index int, rules []usernet.Rule, log *slog.Logger) (*virtion
 
 func (n Net) backend(p *netPlan, rules []usernet.Rule, log *slog.Logger) (virtionet.Backend, error) {
 	if n.Tap != "" {
-		return virtionet.OpenTap(virtionet.TapOptions{Name: n.Tap, Pairs: p.pairs, Create: n.Create})
+		o := virtionet.TapOptions{Name: n.Tap, Pairs: p.pairs, Create: n.Create}
+		if n.VHost {
+			return virtionet.OpenVHost(o)
+		}
+		return virtionet.OpenTap(o)
 	}
 	o := usernet.Options{Logger: log, MTU: p.device.MTU, MAC: p.device.MAC, HostLoopback: n.HostLoopback}
 	if n.Restrict {

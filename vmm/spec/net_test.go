@@ -104,3 +104,28 @@ func TestNoTap(t *testing.T) {
 	assert.NotContains(t, err.Error(), "\n")
 	t.Log(err)
 }
+
+// TestVHostLimits: nobody would keep a limit of a network whose frames the host's kernel
+// moves; that is said before anything is opened.
+func TestVHostLimits(t *testing.T) {
+	for _, words := range []string{"rx-bps=1M", "tx-bps=1M", "rx-pps=100", "tx-pps=100"} {
+		n, err := ParseNet("tap=volenone0,vhost," + words)
+		require.NoError(t, err)
+		_, err = n.plan(0)
+		assert.ErrorContains(t, err, "tap=volenone0: a limit can't be had with vhost", words)
+		assert.NotContains(t, err.Error(), "\n")
+		n.VHost = false
+		_, err = n.plan(0)
+		assert.NoError(t, err, words)
+	}
+	n, err := ParseNet("tap=volenone0,vhost,queues=2")
+	require.NoError(t, err)
+	_, err = n.plan(0)
+	require.NoError(t, err)
+	m := Machine{Nets: []Net{n}}
+	_, err = m.Devices(ConsoleStreams{}, nil)
+	var bad *FieldError
+	require.ErrorAs(t, err, &bad)
+	assert.NotContains(t, err.Error(), "\n")
+	t.Log(err)
+}
