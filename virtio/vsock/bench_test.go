@@ -28,7 +28,6 @@ type link struct {
 	fwd, written   uint32
 	peerFwd        uint32
 	peerAlloc      uint32
-	last           [2]byte // the data's first and last byte
 	got            int
 	end            *time.Timer
 	spin           bool // as a vCPU that is awake, or waits for an interrupt

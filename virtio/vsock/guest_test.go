@@ -238,7 +238,7 @@ type socket struct {
 	manualCredit     bool   // nothing is read by itself
 	peerAlloc        uint32
 	peerFwd, written uint32
-	peerShut, shut   uint32
+	peerShut         uint32
 	in               []byte // received and not read
 	asked, updates   int    // packets of credit from the host
 	got              func([]byte)

@@ -258,7 +258,6 @@ type guestLink struct {
 	n        *Network
 	features uint64
 	mtu      uint32
-	lost     int
 }
 
 func (l *guestLink) MTU() uint32                    { return l.mtu }
