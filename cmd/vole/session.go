@@ -193,6 +193,9 @@ func (s *session) once(ctx context.Context) (exit vmm.Exit, err error) {
 	if err := m.Start(); err != nil {
 		return exit, err
 	}
+	if err := trimText(); err != nil {
+		s.log.Debug("what the start has used stays in memory", "reason", err)
+	}
 	exit, err = m.Wait(ctx)
 	if err != nil {
 		// Only ctx ends a wait early. From here on every wait of the machine has a bound.
