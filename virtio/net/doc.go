@@ -15,6 +15,13 @@
 // so that the device can be paused at any time. When the driver has no buffers left
 // it waits for these, and the frames stay with the backend.
 //
+// # In the host's kernel
+//
+// A [VHost] is a tap of which the host's kernel moves the frames: it is lent the
+// driver's queues, but for the control queue, and this process sees no frame. What this
+// package does for each frame it then can't do: limits are refused, the filters are not
+// offered, and the kernel's own checks are what there is.
+//
 // # Trust
 //
 // The driver's header of a frame is copied once and then made to say nothing that

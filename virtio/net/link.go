@@ -82,8 +82,8 @@ func (l *link) set(side *bool, up, announce bool) (changed bool) {
 
 // SetLink plugs the cable in or pulls it out: the driver sees the link go up or
 // down, and while it is down nothing is received or sent. A frame that comes then is
-// dropped, as on a wire that leads nowhere. The link is up at first; a reset leaves
-// it as it is.
+// dropped, as on a wire that leads nowhere; with a [VHost] it waits, in the interface's
+// queue or the driver's. The link is up at first; a reset leaves it as it is.
 func (d *Device) SetLink(up bool) {
 	d.setLink(&d.link.owner, up)
 }

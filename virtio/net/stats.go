@@ -6,8 +6,9 @@ import (
 	"github.com/vole-vmm/vole/virtio"
 )
 
-// Stats are the numbers of a device since it was made. Bytes are those of frames,
-// without their headers.
+// Stats are the numbers of a device since it was made; of a [VHost]'s frames there are
+// none, but its interface's in Counters. Bytes are those of frames, without their
+// headers.
 type Stats struct {
 	// Received frames are those that the driver got.
 	Received, ReceivedBytes uint64

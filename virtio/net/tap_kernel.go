@@ -83,7 +83,7 @@ func (t *Tap) alive() bool {
 		t.gone(port)
 		return false
 	}
-	return !errors.Is(err, os.ErrClosed)
+	return err == nil || t.pairs[0].port.Load() == port // else it was closed meanwhile
 }
 
 // traffic is what has passed an interface, as the guest sees it: in is what it

@@ -31,6 +31,7 @@ type fakeKernel struct {
 	rings  [2]fakeRing
 	closed int
 	sent   int // frames
+	last   int // frames that come at the end of the receiving ring
 }
 
 type fakeRing struct {
@@ -150,6 +151,9 @@ func (k *fakeKernel) setBackend(ring, fd int) error {
 	}
 	if r.backend >= 0 {
 		k.end(r)
+		if ring == vhostRx {
+			k.use(r, k.last, 72)
+		}
 	}
 	r.backend = fd
 	if fd < 0 || ring != vhostTx {

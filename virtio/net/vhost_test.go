@@ -189,6 +189,21 @@ func TestVHostPause(t *testing.T) {
 		assert.Equal(t, neither, k.running())
 		c.Start(0)
 		c.send(0, 1)
+
+		// The driver is told of the last that came before the pause returns.
+		c.pause()
+		c.Function.Resume()
+		k.mu.Lock()
+		k.last = 1
+		k.mu.Unlock()
+		for range 50 {
+			c.Queues[0].Add(c.In(1526))
+			irqs := c.QueueIRQ.Count()
+			c.pause()
+			require.Equal(t, irqs+1, c.QueueIRQ.Count())
+			require.EqualValues(t, 72, c.Queues[0].Next().Len)
+			c.Function.Resume()
+		}
 	})
 }
 
@@ -556,8 +571,7 @@ func TestVHostTap(t *testing.T) {
 		cancel()
 		require.NoError(t, d.Close())
 		assert.EqualValues(t, 2, out(), "after its end too")
-		// One more may be a netlink socket's of the runtime's poller.
-		assert.Eventually(t, func() bool { return countFiles(t) <= files }, virtiotest.Patience, 10*time.Millisecond)
+		assert.Eventually(t, func() bool { return countFiles(t) <= files }, virtiotest.Patience, 10*time.Millisecond, "files")
 		ip("link del one")
 	}
 }
