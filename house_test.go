@@ -57,7 +57,7 @@ var mayImportDirectly = map[string][]string{
 }
 
 // unsafePackages may hold files named *_unsafe.go.
-var unsafePackages = []string{"kvm", "memory", "virtio", "virtio/block", "virtio/net"}
+var unsafePackages = []string{"kvm", "memory", "virtio", "virtio/block", "virtio/net", "virtio/vsock"}
 
 // vmmLinks are the modules that a program which imports only vmm may link.
 var vmmLinks = []string{

@@ -61,7 +61,7 @@ func (p *poller) run() {
 
 // look takes events, and reports false if there are none.
 func (p *poller) look(fd uintptr) bool {
-	n, err := unix.EpollWait(int(fd), p.events[:], 0)
+	n, err := epollNow(int(fd), p.events[:])
 	p.n = max(n, 0)
 	return n > 0 || err != nil && err != unix.EINTR
 }
@@ -75,7 +75,7 @@ func (p *poller) add(fd int, w watched, events uint32) (id uint64, err error) {
 	}
 	p.last++
 	e := event(p.last, events)
-	if err := unix.EpollCtl(p.fd, unix.EPOLL_CTL_ADD, fd, &e); err != nil {
+	if err := epollCtl(p.fd, unix.EPOLL_CTL_ADD, fd, &e); err != nil {
 		return 0, fmt.Errorf("epoll: %w", err)
 	}
 	p.socks[p.last] = w
@@ -88,7 +88,7 @@ func (p *poller) arm(id uint64, fd int, events uint32) {
 	defer p.mu.Unlock()
 	if p.f != nil {
 		e := event(id, events)
-		_ = unix.EpollCtl(p.fd, unix.EPOLL_CTL_MOD, fd, &e) // it has been added
+		_ = epollCtl(p.fd, unix.EPOLL_CTL_MOD, fd, &e) // it has been added
 	}
 }
 

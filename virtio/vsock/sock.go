@@ -187,7 +187,7 @@ func (s *sock) deliver(vec [][]byte, n int) int {
 // any more is the guest's to know.
 func (s *sock) write(vec [][]byte) int {
 	for {
-		n, err := unix.Writev(s.fd, vec)
+		n, err := writev(s.fd, vec)
 		switch err {
 		case nil:
 			return n
@@ -287,7 +287,7 @@ func (s *sock) send(r *rx, n int) (int, bool) {
 	case room == 0:
 		return s.sendCopy(r, n), false
 	}
-	k, err := unix.Readv(s.fd, r.iov)
+	k, err := readv(s.fd, r.iov)
 	k = max(k, 0)
 	if k == room {
 		s.burst = min(2*s.burst, batch)
