@@ -101,7 +101,7 @@ test: need-gcc build rig deps ## everything that CI runs: lint, units, payloads 
 	@echo "== units and payloads$(if $(REQUIRE_KVM), on /dev/kvm,: no /dev/kvm that can be opened)"
 	@eval "$$(bin/nested -unit-env)"; $(REQUIRE_KVM) $(call within,5m) $(GOTEST) $(RACE) -timeout 4m ./...
 	@echo "== allocations, which the race detector changes"
-	@CGO_ENABLED=0 $(call within,30s) $(GOTEST) -run '^TestNoAllocations$$' ./virtio/block
+	@CGO_ENABLED=0 $(call within,30s) $(GOTEST) -run '^TestNoAllocations$$' ./virtio/block ./virtio/net ./virtio/vsock ./virtio/console
 	@echo "== guests"
 	@CGO_ENABLED=0 $(call within,11m) $(GOTEST) -p 1 -timeout 10m $(RIG) $(GUESTS)
 
