@@ -74,14 +74,15 @@ func (m *Machine) Report() Report {
 		}
 	}
 	m.mu.Lock()
-	for _, d := range m.cfg.Devices {
+	list := m.cfg.Devices
+	m.mu.Unlock()
+	for _, d := range list {
 		dr := DeviceReport{Type: d.Type().String()}
 		if c, ok := d.(virtio.Counting); ok {
 			dr.Counters = c.Counters()
 		}
 		r.Devices = append(r.Devices, dr)
 	}
-	m.mu.Unlock()
 	select {
 	case <-m.done:
 		r.Exit = m.exit

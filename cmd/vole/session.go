@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/vole-vmm/vole/boot/kernel"
@@ -136,10 +137,21 @@ func (s *session) machines(ctx context.Context) error {
 func (s *session) devices() ([]virtio.Device, error) {
 	list, err := s.machine.Devices(spec.ConsoleStreams{In: s.cfg.ConsoleIn, Out: s.out}, s.log)
 	var field *spec.FieldError
-	if errors.As(err, &field) {
+	if errors.As(err, &field) && !hostFault(err) {
 		return nil, &usageError{fmt.Errorf("--%s: %w", field.Field, field.Err)}
 	}
 	return list, err
+}
+
+// hostFault says whether what can't be opened is not what the user named, but what the host has no more
+// of.
+func hostFault(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.EAGAIN} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // once makes one machine, runs it and takes it down.

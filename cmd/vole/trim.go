@@ -22,15 +22,23 @@ func trimText() error {
 	if err != nil {
 		return fmt.Errorf("find vole's own file: %w", err)
 	}
-	maps, err := os.Open("/proc/self/maps")
+	maps, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return fmt.Errorf("find vole's own mappings: %w", err)
 	}
 	defer maps.Close()
 	lines := bufio.NewScanner(maps)
+	var start, end uintptr
+	var own bool
 	for lines.Scan() {
-		start, end, ok := ownText(lines.Text(), exe)
-		if !ok {
+		line := lines.Text()
+		key, value, _ := strings.Cut(line, ":")
+		if strings.Contains(key, "-") {
+			start, end, own = ownText(line, exe)
+			continue
+		}
+		// A page that differs from the file's, as relocations make it, would be lost.
+		if !own || key != "Anonymous" || strings.TrimSpace(value) != "0 kB" {
 			continue
 		}
 		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, start, end-start, unix.MADV_DONTNEED); errno != 0 {
@@ -40,7 +48,8 @@ func trimText() error {
 	return lines.Err()
 }
 
-// ownText reads a line of /proc/self/maps: where a mapping of exe is that nobody can have written to.
+// ownText reads the first line of a mapping in /proc/self/smaps: where one of exe is that can't be
+// written to.
 func ownText(line, exe string) (start, end uintptr, ok bool) {
 	head, path, _ := strings.Cut(line, " /")
 	fields := strings.Fields(head)

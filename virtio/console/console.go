@@ -109,7 +109,7 @@ func number(ports []Port) (byID []*Port) {
 func (o *Options) validate() error {
 	seen := map[string]bool{}
 	for i, p := range o.Ports {
-		if err := checkName(p.Name); err != nil {
+		if err := CheckName(p.Name); err != nil {
 			return fmt.Errorf("%w: port %d: %w", ErrOptions, i, err)
 		}
 		if p.Name != "" && seen[p.Name] {
@@ -131,8 +131,9 @@ func (o *Options) validate() error {
 
 func isSize(n int) bool { return n >= 0 && n <= 0xffff }
 
-// checkName accepts what can be a file's name and an attribute's value.
-func checkName(name string) error {
+// CheckName says what is wrong with the name of a port, in one line: it has to do as a
+// file's name and an attribute's value. "" is no name.
+func CheckName(name string) error {
 	switch {
 	case len(name) > MaxName:
 		return fmt.Errorf("the name %.20q... has %d bytes: at most %d are possible", name, len(name), MaxName)

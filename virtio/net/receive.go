@@ -52,7 +52,8 @@ type receiver struct {
 	pushed bool            // in this batch
 
 	spill  []byte
-	held   int // bytes in spill that are a frame
+	waste  [1][]byte // spill, for frames that nobody gets
+	held   int       // bytes in spill that are a frame
 	giveUp time.Duration
 	timer  *time.Timer // wakes who waits for buffers
 }
@@ -65,6 +66,7 @@ func newReceiver(d *Device, i int, p *pairQueues, features uint64) *receiver {
 		bufs:  make([][]byte, 0, maxBuffers+p.rx.Size()+1),
 		spill: make([]byte, maxReceive),
 	}
+	r.waste[0] = r.spill
 	mtu := max(d.opts.MTU, defaultMTU)
 	r.short = HeaderSize + ethernetSize + vlanSize + mtu
 	r.long, r.longest = r.short, maxReceive
@@ -253,7 +255,7 @@ func (r *receiver) discard() outcome {
 		r.forget(dropLinkDown)
 		return more
 	}
-	n, err := r.d.backend.Receive(r.pair, append(r.bufs[:0], r.spill))
+	n, err := r.d.backend.Receive(r.pair, r.waste[:])
 	if err != nil || n == 0 {
 		return r.none(err)
 	}

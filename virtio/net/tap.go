@@ -22,6 +22,9 @@ type TapOptions struct {
 	// Create makes the interface if there is none, which takes CAP_NET_ADMIN, and
 	// brings it up; it is gone after Close.
 	Create bool
+	// MTU is that of an interface which is made, in bytes; 0 leaves it as the kernel
+	// makes it.
+	MTU int
 }
 
 // Tap is a backend on a TAP interface: what the driver sends comes out of it on the
@@ -35,6 +38,7 @@ type Tap struct {
 	name     string
 	pairs    []tapPair
 	mtu      int
+	wanted   int // TapOptions.MTU
 	features uint64
 	where    *place
 	stopped  atomic.Bool

@@ -68,7 +68,7 @@ func openTap(o TapOptions, kernel bool) (*Tap, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Tap{name: o.Name, pairs: make([]tapPair, o.Pairs), where: where, active: 1, ended: make(chan struct{})}
+	t := &Tap{name: o.Name, pairs: make([]tapPair, o.Pairs), where: where, wanted: o.MTU, active: 1, ended: make(chan struct{})}
 	t.stopped.Store(true)
 	for i := range t.pairs {
 		t.pairs[i].init()
@@ -138,6 +138,11 @@ func (t *Tap) learn(p *tapPort, made bool) error {
 			}
 		}
 		if made {
+			if t.wanted != 0 {
+				if err := t.where.setMTU(t.name, t.wanted); err != nil {
+					return err
+				}
+			}
 			if err := t.where.bringUp(t.name); err != nil {
 				return err
 			}

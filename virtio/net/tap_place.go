@@ -98,6 +98,19 @@ func (p *place) isUp(name string) bool {
 	return err == nil && r.Uint16()&unix.IFF_UP != 0
 }
 
+// setMTU is `ip link set name mtu n`.
+func (p *place) setMTU(name string, n int) error {
+	r, err := unix.NewIfreq(name)
+	if err == nil {
+		r.SetUint32(uint32(n))
+		err = unix.IoctlIfreq(p.socket, unix.SIOCSIFMTU, r)
+	}
+	if err != nil {
+		return fmt.Errorf("set its MTU to %d: %w", n, err)
+	}
+	return nil
+}
+
 // bringUp is `ip link set name up`.
 func (p *place) bringUp(name string) error {
 	r, err := p.ask(name, unix.SIOCGIFFLAGS)

@@ -372,8 +372,9 @@ func (v *VHost) Stop() {
 func (v *VHost) Close() error {
 	v.Stop()
 	v.mu.Lock()
-	defer v.mu.Unlock()
 	err := closeKernels(v.kernels)
 	clear(v.kernels)
+	v.mu.Unlock()
+	// Without the lock: it waits for who may be telling of the link.
 	return errors.Join(err, v.tap.Close())
 }

@@ -42,7 +42,7 @@ func (p Port) check() error {
 	case p.Path == "":
 		return errors.New("it has no path: want " + PortUsage)
 	}
-	return nil
+	return console.CheckName(p.Name)
 }
 
 // checkPorts checks all ports of a machine.

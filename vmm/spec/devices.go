@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 
@@ -40,7 +41,11 @@ func (m Machine) Devices(streams ConsoleStreams, log *slog.Logger) (list []virti
 			in = rules
 		}
 		d, err := n.device(i, in, log)
-		if err != nil {
+		var field *FieldError
+		switch {
+		case errors.As(err, &field):
+			return list, err
+		case err != nil:
 			return list, &FieldError{"net", err}
 		}
 		list = append(list, d)

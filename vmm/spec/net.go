@@ -183,25 +183,33 @@ func (n Net) device(index int, rules []usernet.Rule, log *slog.Logger) (*virtion
 	}
 	p.device.Logger = log
 	backend, err := n.backend(&p, rules, log)
-	if err != nil {
+	var other *FieldError
+	switch {
+	case errors.As(err, &other):
+		return nil, err
+	case err != nil:
 		return nil, fmt.Errorf("%s: %w", n.title(), err)
+	}
+	if most := backend.MTU(); n.Tap != "" && most > 0 && p.device.MTU > most {
+		_ = backend.Close()
+		return nil, fmt.Errorf("%s: mtu: the tap carries packets of %d bytes at most: sudo ip link set %s mtu %d", n.title(), most, n.Tap, p.device.MTU)
 	}
 	d, err := virtionet.New(backend, p.device)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", n.title(), err), backend.Close())
+		return nil, fmt.Errorf("%s: %w", n.title(), err) // it has closed the backend
 	}
 	return d, nil
 }
 
 func (n Net) backend(p *netPlan, rules []usernet.Rule, log *slog.Logger) (virtionet.Backend, error) {
 	if n.Tap != "" {
-		o := virtionet.TapOptions{Name: n.Tap, Pairs: p.pairs, Create: n.Create}
+		o := virtionet.TapOptions{Name: n.Tap, Pairs: p.pairs, Create: n.Create, MTU: p.device.MTU}
 		if n.VHost {
 			return virtionet.OpenVHost(o)
 		}
 		return virtionet.OpenTap(o)
 	}
-	o := usernet.Options{Logger: log, MTU: p.device.MTU, MAC: p.device.MAC, HostLoopback: n.HostLoopback}
+	o := usernet.Options{Logger: log, MTU: p.device.MTU, HostLoopback: n.HostLoopback}
 	if n.Restrict {
 		o.Policy = usernet.DenyOutside
 	}
@@ -211,7 +219,8 @@ func (n Net) backend(p *netPlan, rules []usernet.Rule, log *slog.Logger) (virtio
 	}
 	for _, r := range rules {
 		if err := network.Publish(r); err != nil {
-			return nil, errors.Join(err, network.Close())
+			_ = network.Close()
+			return nil, &FieldError{"publish", err}
 		}
 	}
 	return network, nil
@@ -230,6 +239,9 @@ func (m Machine) publishRules() (rules []usernet.Rule, to int, err error) {
 		r, err := usernet.ParsePublish(text)
 		if err != nil {
 			return nil, to, err
+		}
+		if r.Port == 0 {
+			return nil, to, fmt.Errorf("%q: port 0 of this host would be any that is free, and nobody would know which", text)
 		}
 		rules = append(rules, r)
 	}

@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -72,9 +73,9 @@ func TestConnections(t *testing.T) {
 
 	// What the first has, the second can't get: the error names the field, and what was opened is closed.
 	for field, change := range map[string]func(*Machine){
-		"net":   func(m *Machine) { m.Vsock, m.Ports = nil, nil },
-		"vsock": func(m *Machine) { m.Nets, m.Publish, m.Ports = nil, nil, nil },
-		"port":  func(m *Machine) { m.Nets, m.Publish, m.Vsock = nil, nil, nil },
+		"publish": func(m *Machine) { m.Vsock, m.Ports = nil, nil },
+		"vsock":   func(m *Machine) { m.Nets, m.Publish, m.Ports = nil, nil, nil },
+		"port":    func(m *Machine) { m.Nets, m.Publish, m.Vsock = nil, nil, nil },
 	} {
 		second := m
 		change(&second)
@@ -91,6 +92,30 @@ func TestConnections(t *testing.T) {
 	list, err = m.Devices(ConsoleStreams{}, nil)
 	require.NoError(t, err, "all of it is free again")
 	closeAll(list)
+}
+
+// TestRefusedBeforeAnything: what is wrong by itself is refused by Config, which opens nothing.
+func TestRefusedBeforeAnything(t *testing.T) {
+	long := "/" + strings.Repeat("v", maxVsockPath)
+	for name, tc := range map[string]struct {
+		m           Machine
+		field, says string
+	}{
+		"a path without room for a port": {Machine{Vsock: &Vsock{Path: long}}, "vsock", "97 bytes"},
+		"a port's name":                  {Machine{Ports: []Port{{"a b", "p"}}}, "port", "space"},
+		"a port that is a directory":     {Machine{Ports: []Port{{"..", "p"}}}, "port", "directory"},
+		"any port of the host":           {Machine{Nets: []Net{{User: true}}, Publish: []string{"0:80"}}, "publish", "port 0"},
+		"limits with vhost":              {Machine{Nets: []Net{{Tap: "t", VHost: true, RXBPS: "1M"}}}, "net", "vhost"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := tc.m.Config()
+			var bad *FieldError
+			require.ErrorAs(t, err, &bad)
+			assert.Equal(t, tc.field, bad.Field)
+			assert.ErrorContains(t, err, tc.says)
+			assert.NotContains(t, err.Error(), "\n")
+		})
+	}
 }
 
 // TestNoTap: a tap that is not there is not made without being asked for.

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -39,10 +40,16 @@ func ParseVsock(s string) (Vsock, error) {
 	return v, nil
 }
 
-// cid checks the context id.
+// maxVsockPath leaves room in a Unix socket's address, of 107 bytes, for "_4294967295".
+const maxVsockPath = 96
+
+// cid checks the path and the context id.
 func (v Vsock) cid() (uint32, error) {
-	if v.Path == "" {
-		return 0, fmt.Errorf("it names no path")
+	switch {
+	case v.Path == "":
+		return 0, errors.New("it names no path")
+	case len(v.Path) > maxVsockPath:
+		return 0, fmt.Errorf("%s: the path has %d bytes: at most %d leave room for the port behind it", v.Path, len(v.Path), maxVsockPath)
 	}
 	if v.CID == "" {
 		return DefaultCID, nil

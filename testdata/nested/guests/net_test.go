@@ -82,12 +82,12 @@ func TestTap(t *testing.T) {
 			link set tap0 up`)
 		streamServer(t, "10.9.0.1:7000")
 		udpEcho(t, "10.9.0.1:7003")
-		bytes := whole(8<<20, 1<<30)
+		bytes := whole(4<<20, 1<<30)
 		initrd := netInit(t, kernel, fmt.Sprintf(`
 ip link set lo up; ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0
 echo MAC $(cat /sys/class/net/eth0/address) MTU $(cat /sys/class/net/eth0/mtu)
-ping -c 3 -s 1400 10.9.0.1 | grep received
-ping -c 2 -s 8900 10.9.0.1 | grep received
+ping -A -c 3 -s 1400 10.9.0.1 | grep received
+ping -A -c 2 -s 8900 10.9.0.1 | grep received
 peer send %d tcp:10.9.0.1:7000
 peer recv %d tcp:10.9.0.1:7000
 peer many %d 1000 tcp:10.9.0.1:7000

@@ -41,12 +41,12 @@ func TestUserNet(t *testing.T) {
 		streamServer(t, "10.8.0.1:7000")
 		streamServer(t, "[fd08::1]:7000")
 		udpEcho(t, "10.8.0.1:7003")
-		bytes := whole(8<<20, 1<<30)
+		bytes := whole(4<<20, 1<<30)
 		initrd := netInit(t, kernel, dhcpScript+fmt.Sprintf(`
 ip link set lo up; ip link set eth0 up
 udhcpc -i eth0 -n -q -t 10 -T 1 -s /bin/dhcp || echo FAILED dhcp
-ping -c 3 10.0.2.2 | grep received
-ping -c 3 -s 1400 10.8.0.1 | grep received
+ping -A -c 3 10.0.2.2 | grep received
+ping -A -c 3 -s 1400 10.8.0.1 | grep received
 ping -c 1 -w 2 10.8.0.77 | grep received
 nslookup gateway.vole.internal | grep -A2 Name
 peer send %d tcp:10.8.0.1:7000
@@ -99,6 +99,7 @@ func udpEcho(t testing.TB, address string) {
 
 // TestRestrictedUserNet: a guest that is kept in, with a port published.
 func TestRestrictedUserNet(t *testing.T) {
+	nested.RequireSuite(t, nested.SuiteMatrix)
 	t.Parallel()
 	n := ownNetwork(t)
 	streamServer(t, "127.0.0.1:7000")

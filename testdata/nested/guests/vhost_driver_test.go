@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vole-vmm/vole/testdata/nested"
 	"github.com/vole-vmm/vole/virtio"
 	virtionet "github.com/vole-vmm/vole/virtio/net"
 	"github.com/vole-vmm/vole/virtio/virtiotest"
@@ -161,6 +162,7 @@ func (d *driven) linkUp() bool {
 // on both transports: pauses and resets in the middle of traffic, a broken ring, and a tap
 // that goes.
 func TestVHostDriver(t *testing.T) {
+	nested.RequireSuite(t, nested.SuiteMatrix)
 	t.Parallel()
 	ownNetwork(t)
 	makeTap := func() {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/testdata/nested"
 )
 
 // vhostFiles is how often a process has /dev/vhost-net open.
@@ -31,6 +33,7 @@ func vhostFiles(t testing.TB, pid int) (n int) {
 // with every byte checked; again after its driver has left the device and come back;
 // and again after the tap was deleted and made anew.
 func TestTapVHost(t *testing.T) {
+	nested.RequireSuite(t, nested.SuiteMatrix)
 	netKernels(t, 0, func(t *testing.T, kernel, transport string) {
 		n := ownNetwork(t)
 		makeTap := func() {
@@ -105,6 +108,7 @@ peer send 100000 tcp:10.9.0.1:7000
 // TestTapVHostQueues: more than one pair of queues, each with a thread of the kernel's,
 // on a tap that vole makes.
 func TestTapVHostQueues(t *testing.T) {
+	nested.RequireSuite(t, nested.SuiteMatrix)
 	netKernels(t, 1, func(t *testing.T, kernel, transport string) {
 		ownNetwork(t)
 		streamServer(t, "0.0.0.0:7000")

@@ -73,7 +73,7 @@ func TestVsock(t *testing.T) {
 	netKernels(t, 0, func(t *testing.T, kernel, transport string) {
 		path := filepath.Join(t.TempDir(), "v")
 		serveStreams(t, listenUnix(t, path+"_7000"))
-		bytes := whole(8<<20, 1<<30)
+		bytes := whole(4<<20, 1<<30)
 		initrd := vsockInit(t, kernel, fmt.Sprintf(`
 peer send %d vsock:2:7000
 peer recv %d vsock:2:7000
