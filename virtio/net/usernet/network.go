@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -37,6 +38,9 @@ type Network struct {
 	o        Options
 	resolver *resolver
 	stats    counters
+	born     time.Time // muffled's clock starts
+	muffled  muffle    // what the policy denied
+	pingOnce sync.Once // says once that the host forbids to ping
 
 	current atomic.Pointer[session]
 	mu      sync.Mutex
@@ -62,7 +66,7 @@ func New(o Options) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Network{plan: newPlan(&o), o: o, ended: make(chan struct{}), offers: make(map[offerKey]*listener)}
+	n := &Network{plan: newPlan(&o), o: o, born: time.Now(), ended: make(chan struct{}), offers: make(map[offerKey]*listener)}
 	n.resolver = newResolver(n)
 	return n, nil
 }

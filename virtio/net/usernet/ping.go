@@ -85,10 +85,7 @@ func (s *session) servePing(f *flow) {
 	if err != nil {
 		s.n.stats.failed.Add(1)
 		if err == unix.EACCES || err == unix.EPERM {
-			s.pingOnce.Do(func() {
-				s.n.o.Logger.Warn("usernet: this host lets the guest ping nobody: sysctl net.ipv4.ping_group_range must contain a group of this process",
-					"name", s.n.o.Name)
-			})
+			s.pingForbidden()
 			s.unreachable(f.key, prohibited)
 			return
 		}
@@ -103,6 +100,14 @@ func (s *session) servePing(f *flow) {
 	if f.open(out) {
 		out.receive(f.echo, func() { s.unreachable(f.key, hostUnreachable) })
 	}
+}
+
+// pingForbidden says once for the network that the host forbids to ping.
+func (s *session) pingForbidden() {
+	s.n.pingOnce.Do(func() {
+		s.n.o.Logger.Warn("usernet: this host lets the guest ping nobody: sysctl net.ipv4.ping_group_range must contain a group of this process",
+			"name", s.n.o.Name)
+	})
 }
 
 func pingSocket(to netip.Addr) (*os.File, error) {

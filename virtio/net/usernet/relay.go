@@ -6,9 +6,11 @@ import (
 	"io"
 	"net"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
@@ -16,7 +18,12 @@ import (
 // host, each way in a goroutine, until both ways have ended or one has failed.
 // Bytes go from the socket into the stack's own buffers and back out of them;
 // nothing is allocated on the way, and an idle connection holds no buffer.
+//
+// A guest that resets ends both ways at once, whatever the host's peer does: what
+// the peer has not been given by then it does not get. One that closes does not:
+// its last words may take as long as the peer does to read them.
 func (s *session) relay(p *slot, host *net.TCPConn) {
+	defer p.closed()
 	raw, err := host.SyscallConn()
 	if err != nil {
 		p.ep.Abort()
@@ -28,6 +35,19 @@ func (s *session) relay(p *slot, host *net.TCPConn) {
 	broken := func() {
 		p.ep.Abort()
 		reset(host)
+	}
+	// The stack may call with the endpoint's lock held, which a way at work waits
+	// for while it holds the socket: closing that here would wait for ever. A
+	// deadline in the past only wakes them.
+	lost := waiter.NewFunctionEntry(waiter.EventHUp, func(waiter.EventMask) {
+		if p.lost() {
+			_ = host.SetDeadline(time.Unix(1, 0))
+		}
+	})
+	p.wq.EventRegister(&lost)
+	defer p.wq.EventUnregister(&lost)
+	if p.lost() {
+		broken()
 	}
 	other := make(chan struct{})
 	go func() {
@@ -42,7 +62,6 @@ func (s *session) relay(p *slot, host *net.TCPConn) {
 	<-other
 	_ = host.Close()
 	p.ep.Close()
-	p.closed()
 }
 
 // toHost carries what the guest says until its FIN, which it passes on. False
@@ -72,7 +91,8 @@ func toHost(p *slot, host *net.TCPConn, raw syscall.RawConn) bool {
 		case *tcpip.ErrWouldBlock:
 			<-readable
 		case *tcpip.ErrClosedForReceive:
-			return host.CloseWrite() == nil
+			// That is also what follows a reset that the other way has seen.
+			return tcp.EndpointState(p.ep.State()) != tcp.StateError && host.CloseWrite() == nil
 		default:
 			return false
 		}
@@ -190,6 +210,7 @@ func fromHost(p *slot, raw syscall.RawConn) bool {
 		case terr != nil:
 			return false
 		case r.err == io.EOF:
+			p.said.Store(true)
 			return p.ep.Shutdown(tcpip.ShutdownWrite) == nil
 		case r.err != nil:
 			return false

@@ -56,7 +56,6 @@ type session struct {
 	tcpFlows atomic.Int32
 	udp      udpTable
 	lookups  chan struct{} // one for each DNS question under way
-	pingOnce sync.Once     // says once that the host forbids to ping
 }
 
 func newSession(n *Network, features uint64) (*session, error) {

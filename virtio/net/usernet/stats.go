@@ -1,6 +1,10 @@
 package usernet
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"github.com/vole-vmm/vole/virtio"
+)
 
 // Stats are what a network has done since New, in frames, bytes without the
 // virtio header, and flows.
@@ -34,5 +38,20 @@ func (n *Network) Stats() Stats {
 		ToGuestFull: c.toGuestFull.Load(), ToGuestLong: c.toGuestLong.Load(), FromGuestOdd: c.fromGuestOdd.Load(),
 		TCP: c.tcp.Load(), UDP: c.udp.Load(),
 		Denied: c.denied.Load(), Failed: c.failed.Load(), Full: c.full.Load(),
+	}
+}
+
+var _ virtio.Counting = (*Network)(nil)
+
+// Counters implements virtio.Counting: what became of the guest's flows. Frames
+// and bytes are the device's to count.
+func (n *Network) Counters() []virtio.Counter {
+	s := n.Stats()
+	return []virtio.Counter{
+		{Name: "TCP flows", Value: s.TCP},
+		{Name: "UDP flows", Value: s.UDP},
+		{Name: "flows, denied", Value: s.Denied},
+		{Name: "flows, failed", Value: s.Failed},
+		{Name: "flows, no room", Value: s.Full},
 	}
 }

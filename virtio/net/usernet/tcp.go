@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -36,17 +37,21 @@ func bufferFor(n int32) int64 {
 }
 
 // slot is one place among the connections that are allowed at a time. It is
-// given back once, when the guest's end is gone for good, not when the host's
-// program is done with it: what a guest does not acknowledge is still held.
+// given back once: when the guest's end is gone for good, as what a guest does
+// not acknowledge is still held, and whoever has the host's end is done with it
+// too. Neither alone would do: a guest may reset as often as it likes.
 type slot struct {
 	s     *session
 	n     int32
 	ep    tcpip.Endpoint
 	wq    *waiter.Queue
 	entry waiter.Entry
-	once  sync.Once
+	said  atomic.Bool // the guest was or is being told that nothing more comes
+
 	mu    sync.Mutex
 	timer *time.Timer // under mu
+	ended bool        // under mu: the guest's end is gone
+	done  bool        // under mu: so is the host's
 	free  bool        // under mu
 }
 
@@ -62,14 +67,27 @@ func (s *session) takeSlot() *slot {
 	return &slot{s: s, n: n}
 }
 
-// giveBack is for a slot that got no endpoint, and is harmless otherwise.
-func (p *slot) giveBack() {
-	p.once.Do(func() { p.s.tcpFlows.Add(-1) })
+// giveBack is for a slot that got no endpoint.
+func (p *slot) giveBack() { p.settle(true, true) }
+
+// settle notes which ends are gone.
+func (p *slot) settle(ended, done bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.free = true
-	if p.timer != nil {
-		p.timer.Stop()
+	p.ended, p.done = p.ended || ended, p.done || done
+	switch {
+	case p.free || !p.done:
+	case p.ended:
+		p.free = true
+		p.s.tcpFlows.Add(-1)
+		if p.timer != nil {
+			p.timer.Stop()
+		}
+	case p.timer == nil:
+		p.timer = time.AfterFunc(lingerTimeout, func() {
+			p.ep.Abort()
+			p.settle(true, true)
+		})
 	}
 }
 
@@ -79,10 +97,10 @@ func (p *slot) hold(ep tcpip.Endpoint, wq *waiter.Queue) {
 	size := bufferFor(p.n)
 	ep.SocketOptions().SetSendBufferSize(size, true)
 	ep.SocketOptions().SetReceiveBufferSize(size, true)
-	p.entry = waiter.NewFunctionEntry(waiter.EventHUp, func(waiter.EventMask) { p.giveBack() })
+	p.entry = waiter.NewFunctionEntry(waiter.EventHUp, func(waiter.EventMask) { p.settle(true, false) })
 	wq.EventRegister(&p.entry)
 	if p.gone() {
-		p.giveBack()
+		p.settle(true, false)
 	}
 }
 
@@ -94,21 +112,22 @@ func (p *slot) gone() bool {
 	return false
 }
 
-// closed bounds what is left of the connection after Close.
-func (p *slot) closed() {
-	if p.gone() {
-		p.giveBack()
-		return
+// lost reports whether the guest has given its end up instead of closing it.
+// After a reset, the stack's state is that of an error, or, if the guest had half
+// closed before, the one that otherwise needs a FIN of this end.
+func (p *slot) lost() bool {
+	switch tcp.EndpointState(p.ep.State()) {
+	case tcp.StateError:
+		return true
+	case tcp.StateClose:
+		return !p.said.Load()
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.free && p.timer == nil {
-		p.timer = time.AfterFunc(lingerTimeout, func() {
-			p.ep.Abort()
-			p.giveBack()
-		})
-	}
+	return false
 }
+
+// closed is for whoever has the host's end, after Close of the endpoint. It
+// bounds what is left of the connection.
+func (p *slot) closed() { p.settle(p.gone(), true) }
 
 // forwardTCP decides on a connection that the guest opens. It runs in a
 // goroutine of its own; until it answers, the guest's SYN is neither accepted
@@ -175,12 +194,15 @@ func (s *session) outside(proto Protocol, dst netip.AddrPort) (netip.AddrPort, e
 	return to, s.ask(Destination{Protocol: proto, Addr: to.Addr(), Port: to.Port()})
 }
 
-// ask puts a destination to the policy.
+// ask puts a destination to the policy. What that refuses is logged, as far as a
+// log bears what a guest can ask for.
 func (s *session) ask(d Destination) error {
 	err := s.n.o.Policy(d)
 	if err != nil {
 		s.n.stats.denied.Add(1)
-		s.n.o.Logger.Info("usernet: the guest may not go there", "name", s.n.o.Name, "to", d.String(), "reason", err)
+		if held, ok := s.n.muffled.pass(time.Since(s.n.born)); ok {
+			s.n.o.Logger.Info("usernet: the guest may not go there", "name", s.n.o.Name, "to", d.String(), "reason", err, "unreported", held)
+		}
 	}
 	return err
 }
