@@ -101,20 +101,12 @@ func (p diskPeer) run(b *testing.B, j diskJob) (map[string]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := cmd.CombinedOutput()
+	rows, out, err := rowsOf(cmd)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %s", p.name, err, last(string(out)))
-	}
-	rows := map[string]float64{}
-	for _, line := range lines(string(out)) {
-		var name string
-		var rate float64
-		if n, _ := fmt.Sscanf(line, "ROW %s %f", &name, &rate); n == 2 {
-			rows[name] = rate
-		}
+		return nil, fmt.Errorf("%s: %w", p.name, err)
 	}
 	if len(rows) != len(diskRows) {
-		return nil, fmt.Errorf("%s: %d of %d rows: %s", p.name, len(rows), len(diskRows), last(string(out)))
+		return nil, fmt.Errorf("%s: %d of %d rows: %s", p.name, len(rows), len(diskRows), last(out))
 	}
 	return rows, nil
 }

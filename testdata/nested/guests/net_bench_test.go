@@ -60,20 +60,12 @@ func (p netPeer) run(j netJob) (map[string]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := cmd.CombinedOutput()
+	rows, out, err := rowsOf(cmd)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %s", p.name, err, last(string(out)))
+		return nil, fmt.Errorf("%s: %w", p.name, err)
 	}
-	rows := map[string]float64{}
-	for _, line := range lines(string(out)) {
-		var name string
-		var rate float64
-		if n, _ := fmt.Sscanf(line, "ROW %s %f", &name, &rate); n == 2 {
-			rows[name] = rate
-		}
-	}
-	if len(rows) == 0 || strings.Contains(string(out), "FAILED") {
-		return nil, fmt.Errorf("%s: %s", p.name, last(string(out)))
+	if len(rows) == 0 || strings.Contains(out, "FAILED") {
+		return nil, fmt.Errorf("%s: %s", p.name, last(out))
 	}
 	return rows, nil
 }

@@ -131,6 +131,24 @@ func (p peer) run(t testing.TB, j job) (outcome, error) {
 // ends there.
 const peerBound = 90 * time.Second
 
+// rowsOf runs a peer whose guest measures: the lines "ROW name number" of its console,
+// and all of that.
+func rowsOf(cmd *exec.Cmd) (rows map[string]float64, console string, err error) {
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return nil, string(out), fmt.Errorf("%w: %s", err, last(string(out)))
+	}
+	rows = map[string]float64{}
+	for _, line := range lines(string(out)) {
+		var name string
+		var rate float64
+		if n, _ := fmt.Sscanf(line, "ROW %s %f", &name, &rate); n == 2 {
+			rows[name] = rate
+		}
+	}
+	return rows, string(out), nil
+}
+
 func last(s string) string { return s[max(0, len(s)-400):] }
 
 // TestWarningsOfPeers prints what stock QEMU's guests warn of, beside vole's:
