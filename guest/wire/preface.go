@@ -1,0 +1,53 @@
+package wire
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+)
+
+// Control is the Stream of the control connection's Preface.
+const Control = 0xff
+
+// Preface is what a connection begins with.
+type Preface struct {
+	// Command is the ID of the command whose stream this is, 0 on the control
+	// connection.
+	Command uint32
+	// Stream is 0 for standard input, 1 for output, 2 for error, or Control.
+	Stream uint8
+}
+
+// PrefaceSize is a Preface's length in bytes.
+const PrefaceSize = 16
+
+const (
+	magic   = 0x656c6f76 // "vole"
+	version = 1
+)
+
+// Append adds the Preface to b.
+func (p Preface) Append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint32(b, magic)
+	b = append(b, version, p.Stream, 0, 0)
+	b = binary.LittleEndian.AppendUint32(b, p.Command)
+	return append(b, 0, 0, 0, 0)
+}
+
+// ReadPreface reads and checks a Preface.
+func ReadPreface(r io.Reader) (Preface, error) {
+	var b [PrefaceSize]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil {
+		return Preface{}, err
+	}
+	p := Preface{Stream: b[5], Command: binary.LittleEndian.Uint32(b[8:])}
+	switch {
+	case binary.LittleEndian.Uint32(b[:]) != magic:
+		return p, fmt.Errorf("%w: a connection begins with %q", ErrFrame, b[:4])
+	case b[4] != version:
+		return p, fmt.Errorf("%w: version %d, not %d", ErrFrame, b[4], version)
+	case p.Stream > 2 && p.Stream != Control, p.Stream == Control && p.Command != 0:
+		return p, fmt.Errorf("%w: stream %d of command %d", ErrFrame, p.Stream, p.Command)
+	}
+	return p, nil
+}
