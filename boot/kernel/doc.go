@@ -16,7 +16,8 @@
 // zero before it is written, so what is left out need never be touched.
 //
 // [Find] lists the kernels that are installed, [Default] picks the one that
-// "vole run" boots when it is given none.
+// "vole run" boots when it is given none, and [ModulesFor] finds the modules of
+// any kernel file.
 //
 // The package fetches nothing from a network and writes nothing to guest
 // memory. Specifications: the Linux/x86 boot protocol

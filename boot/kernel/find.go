@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 )
 
 // ErrNoKernel says that [Default] found no kernel to boot.
@@ -30,6 +29,9 @@ type Kernel struct {
 	// Version is the release in the image's header, "6.1.0-50-amd64"; of an
 	// image that can't be read, the one in its name.
 	Version string
+	// Modules is the directory of the kernel's modules, lib/modules/VERSION, as
+	// [ModulesFor] finds it; "" is none.
+	Modules string
 	Source  Source
 	// Running says that this is, by its name, the image of the kernel that
 	// runs here.
@@ -90,6 +92,7 @@ func (f Finder) Find() []Kernel {
 				seen = append(seen, info)
 				k.read()
 			}
+			k.Modules, _ = f.modules(k.Path, k.Version)
 			found = append(found, k)
 		}
 	}
@@ -190,21 +193,13 @@ func nameVersion(path string) string {
 
 // read takes the version from the image, or the reason why it can't be booted.
 func (k *Kernel) read() {
-	f, err := os.OpenFile(k.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	f, size, err := openRegular(k.Path)
 	if err != nil {
 		k.Err = err
 		return
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%w: not a regular file", ErrUnsupported)
-	}
-	if err != nil {
-		k.Err = err
-		return
-	}
-	h, err := readSetupHeader(&sourceFile{f: f, key: fileKey{size: info.Size()}})
+	h, err := readSetupHeader(&sourceFile{f: f, key: fileKey{size: size}})
 	if err != nil {
 		k.Err = err
 		return
