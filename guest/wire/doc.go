@@ -9,8 +9,8 @@
 // length, a [Kind] and a body in JSON ([Reader], [Writer]). The agent's first is its
 // [Hello]. Frames of an unknown kind are skipped, so that either side may be newer.
 //
-// A stream connection carries the bytes of one of a command's standard files and
-// nothing else, so they are binary-safe and separate, and a slow one holds up no
+// A stream connection carries the bytes of one of a command's standard files, or of
+// its terminal, and nothing else, so they are binary-safe and separate, and a slow one holds up no
 // other. The end of a file is a half-close. The agent opens a command's streams
 // before it says [Started], and ends those that come from the command before it
 // says [Exited]: what the command wrote is all on its way by then. What processes

@@ -43,6 +43,7 @@ const (
 	FileNull   File = iota // /dev/null
 	FileStream             // a pipe, whose other end is a stream connection
 	FileTTY                // the command's terminal
+	FileOut                // what standard output is: only for standard error
 )
 
 // Op is what a Command does.
@@ -81,8 +82,8 @@ type Command struct {
 	// Perm is the mode of what OpWrite makes.
 	Perm uint32 `json:"perm,omitempty"`
 	// Files are standard input, output and error. With FileTTY among them the
-	// command leads a session, whose terminal of Size it is; stream 0 then carries
-	// what is typed and stream 1 what is shown.
+	// command leads a session, whose terminal of Size it is; the stream Terminal
+	// then carries what is typed to the guest, and what is shown to the host.
 	Files [3]File `json:"files"`
 	Size  Size    `json:"size,omitzero"`
 }

@@ -6,15 +6,20 @@ import (
 	"io"
 )
 
-// Control is the Stream of the control connection's Preface.
-const Control = 0xff
+// Streams of a Preface besides those of the standard files, 0 to 2.
+const (
+	// Terminal is a command's terminal, both ways.
+	Terminal = 3
+	// Control is the control connection.
+	Control = 0xff
+)
 
 // Preface is what a connection begins with.
 type Preface struct {
 	// Command is the ID of the command whose stream this is, 0 on the control
 	// connection.
 	Command uint32
-	// Stream is 0 for standard input, 1 for output, 2 for error, or Control.
+	// Stream is 0 for standard input, 1 for output, 2 for error, Terminal or Control.
 	Stream uint8
 }
 
@@ -46,7 +51,7 @@ func ReadPreface(r io.Reader) (Preface, error) {
 		return p, fmt.Errorf("%w: a connection begins with %q", ErrFrame, b[:4])
 	case b[4] != version:
 		return p, fmt.Errorf("%w: version %d, not %d", ErrFrame, b[4], version)
-	case p.Stream > 2 && p.Stream != Control, p.Stream == Control && p.Command != 0:
+	case p.Stream > Terminal && p.Stream != Control, p.Stream == Control && p.Command != 0:
 		return p, fmt.Errorf("%w: stream %d of command %d", ErrFrame, p.Stream, p.Command)
 	}
 	return p, nil

@@ -64,7 +64,8 @@ func TestPreface(t *testing.T) {
 		"control":              {Preface{0, Control}, true},
 		"stdin":                {Preface{1 << 31, 0}, true},
 		"stderr":               {Preface{3, 2}, true},
-		"no such stream":       {Preface{3, 3}, false},
+		"terminal":             {Preface{3, Terminal}, true},
+		"no such stream":       {Preface{3, 4}, false},
 		"control of a command": {Preface{3, Control}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
