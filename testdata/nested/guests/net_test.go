@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -52,6 +53,15 @@ func netKernels(t *testing.T, turn int, f func(t *testing.T, kernel, transport s
 	f(t, pair.kernel, pair.transport)
 }
 
+// trafficBound is how long a guest may take to move its bytes: a GiB each way takes
+// minutes in the emulated host.
+func trafficBound() time.Duration {
+	if nested.CurrentSuite() == nested.SuiteTest {
+		return bootBound
+	}
+	return 30 * time.Minute
+}
+
 // whole is an amount of bytes for the larger suites, and a smaller one for CI's.
 func whole(small, large int64) int64 {
 	if nested.CurrentSuite() == nested.SuiteTest {
@@ -95,7 +105,7 @@ peer udp %d 8000 10.9.0.1:7003
 peer serve 1 tcp:0.0.0.0:7001
 `, bytes, bytes, whole(30, 1000), whole(200, 10_000)))
 		asked := n.reach("10.9.0.2:7001", "echo", bytes/8)
-		r := vole(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-c", "2", "-a", "quiet", "--boot", "vmlinux",
+		r := voleWithin(t, trafficBound(), "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-c", "2", "-a", "quiet", "--boot", "vmlinux",
 			"--net", "tap=tap0,mac=52:54:00:12:34:56,mtu=9000", "--transport", transport)
 		said := "console: " + r.stdout + "\nstderr: " + r.stderr
 		require.Equal(t, 0, r.code, said)

@@ -111,6 +111,12 @@ func vole(t testing.TB, args ...string) result {
 	return start(t, args...).wait()
 }
 
+// voleWithin is vole with another bound.
+func voleWithin(t testing.TB, bound time.Duration, args ...string) result {
+	t.Helper()
+	return startWithin(t, bound, args...).wait()
+}
+
 // running is a vole command that runs.
 type running struct {
 	t      testing.TB

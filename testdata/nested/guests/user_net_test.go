@@ -59,7 +59,7 @@ peer udp %d 1000 10.8.0.1:7003
 peer serve 1 tcp:0.0.0.0:7001
 `, bytes, bytes, whole(30, 1000), whole(200, 10_000)))
 		asked := n.reach("127.0.0.1:7010", "echo", bytes/8)
-		r := vole(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-c", "2", "-a", "quiet", "--boot", "vmlinux",
+		r := voleWithin(t, trafficBound(), "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-c", "2", "-a", "quiet", "--boot", "vmlinux",
 			"--net", "user", "--publish", "7010:7001", "--transport", transport)
 		said := "console: " + r.stdout + "\nstderr: " + r.stderr
 		require.Equal(t, 0, r.code, said)

@@ -82,7 +82,7 @@ peer echo 1000 vsock:2:7999 2>&1 | sed 's/PEER FAILED/CLOSED/'
 peer serve 1 vsock:4294967295:7001
 `, bytes, bytes, whole(30, 1000)))
 		asked := reachVsock(path, 7001, "echo", bytes/8)
-		r := vole(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-c", "2", "-a", "quiet", "--boot", "vmlinux",
+		r := voleWithin(t, trafficBound(), "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-c", "2", "-a", "quiet", "--boot", "vmlinux",
 			"--vsock", path, "--transport", transport)
 		said := "console: " + r.stdout + "\nstderr: " + r.stderr
 		require.Equal(t, 0, r.code, said)
