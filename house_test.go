@@ -33,6 +33,7 @@ var mayImport = map[string][]string{
 	"boot/kernel":            {"memory", "boot", "boot/"},
 	"guest":                  {"boot/initramfs", "guest/wire"},
 	"guest/wire":             {},
+	"guest/remote":           {"guest/wire"},
 	"devices/pci":            {"devices"},
 	"virtio":                 {"memory"},
 	"virtio/mmio":            {"virtio", "memory", "devices", "devices/pci"},

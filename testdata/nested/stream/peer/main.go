@@ -116,15 +116,21 @@ func dial(address string) (io.ReadWriteCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("vsock socket: %w", err)
-	}
-	if err := unix.Connect(fd, sa); err != nil {
+	for {
+		fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("vsock socket: %w", err)
+		}
+		err = unix.Connect(fd, sa)
+		if err == nil {
+			return file(fd)
+		}
 		unix.Close(fd)
-		return nil, fmt.Errorf("connect %s: %w", address, err)
+		// A signal, as Go's runtime sends them to its own threads, ends the attempt.
+		if !errors.Is(err, unix.EINTR) {
+			return nil, fmt.Errorf("connect %s: %w", address, err)
+		}
 	}
-	return file(fd)
 }
 
 // file is a socket in the runtime's poller: a thread for each of a thousand would be

@@ -1,0 +1,326 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/vole-vmm/vole/guest/wire"
+)
+
+// Cmd is a command in a guest. Its exported fields and methods mean what those of
+// exec.Cmd do; what differs is said. A Cmd is used once, and its fields are not changed
+// after its start.
+type Cmd struct {
+	// Path is the program; without a slash it is looked for in the PATH of Env, in
+	// the guest. Args has its name as the first; empty is Path alone.
+	Path string
+	Args []string
+	// Env is the whole environment; nil is only a PATH of the usual directories.
+	Env []string
+	// Dir is the working directory in the guest; "" is the root.
+	Dir string
+	// Stdin, Stdout and Stderr are /dev/null where they are nil. A reader whose Read
+	// waits when the command ends is left behind, unless it has SetReadDeadline.
+	// Stdout and Stderr may be the same: then their bytes come in the order in which
+	// they were written. A writer that fails closes the command's end: SIGPIPE.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	// User is who runs the command; nil is root.
+	User *User
+	// Umask is the command's.
+	Umask uint32
+	// Terminal, if set, gives the command a terminal. The files that are on it are
+	// not Stdin, Stdout and Stderr.
+	Terminal *Terminal
+
+	guest *Guest
+	ctx   context.Context
+
+	// After the command's end.
+	ProcessState *ProcessState
+
+	wire  wire.Command
+	pipes []io.Closer  // the caller's ends, closed when Wait has seen the end
+	ends  [4]io.Closer // the command's ends of pipes, closed with its streams
+
+	mu       sync.Mutex
+	begun    bool
+	streams  [4]stream
+	output   sync.WaitGroup // of the streams that the command writes
+	copyErr  error
+	process  int
+	going    chan struct{} // closed when the guest has started it, or at the end
+	finished chan struct{} // closed with the end
+	state    *ProcessState
+	err      error
+}
+
+// User is who runs a command.
+type User struct {
+	UID, GID uint32
+	Groups   []uint32
+}
+
+// Terminal is a command's terminal, of which the other side is here.
+type Terminal struct {
+	Rows, Cols uint16
+	// Files says which of standard input, output and error are on it; none is all.
+	Files [3]bool
+	// In is what is typed, Out what is shown. Either may be nil.
+	In  io.Reader
+	Out io.Writer
+}
+
+// ErrUsed says that a command was started before.
+var ErrUsed = errors.New("the command was started before")
+
+// Command returns a Cmd that runs the program name with args.
+func (g *Guest) Command(name string, args ...string) *Cmd {
+	return g.CommandContext(context.Background(), name, args...)
+}
+
+// CommandContext is Command; when ctx ends first, the command is killed and Wait fails
+// with ctx's error.
+func (g *Guest) CommandContext(ctx context.Context, name string, args ...string) *Cmd {
+	return &Cmd{
+		Path: name, Args: append([]string{name}, args...), guest: g, ctx: ctx, Umask: 0o022,
+		going: make(chan struct{}), finished: make(chan struct{}),
+	}
+}
+
+// String is the command as it could be typed, more or less.
+func (c *Cmd) String() string { return strings.Join(c.Args, " ") }
+
+// defaultEnv is what a command gets that is given no environment.
+var defaultEnv = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+// Early is the command for the agent's configuration: the agent starts it by itself. It
+// counts as Start.
+func (c *Cmd) Early() (*wire.Command, error) {
+	if err := c.begin(wire.OpExec); err != nil {
+		return nil, err
+	}
+	return &c.wire, nil
+}
+
+// Start starts the command, and returns when the guest has: an error is a *StartError if
+// the program can't be run. It waits for the agent if that has not connected yet.
+func (c *Cmd) Start() error { return c.start(wire.OpExec) }
+
+func (c *Cmd) start(op wire.Op) error {
+	c.mu.Lock()
+	used := c.begun
+	c.mu.Unlock()
+	if used {
+		return ErrUsed
+	}
+	if _, err := c.guest.Ready(c.ctx); err != nil {
+		return err
+	}
+	if err := c.begin(op); err != nil {
+		return err
+	}
+	if err := c.guest.send(wire.KindStart, &c.wire); err != nil {
+		c.finish(nil, err)
+		return c.failure()
+	}
+	select {
+	case <-c.going:
+	case <-c.guest.done:
+		c.finish(nil, c.guest.Err())
+	case <-c.ctx.Done():
+		_ = c.Signal(syscall.SIGKILL)
+		c.finish(nil, c.ctx.Err())
+	}
+	return c.failure()
+}
+
+// failure is why the command has not started.
+func (c *Cmd) failure() error {
+	c.mu.Lock()
+	err := c.err
+	c.mu.Unlock()
+	if err != nil {
+		c.output.Wait()
+		c.forget()
+	}
+	return err
+}
+
+// begin fixes what the agent is told and makes the command known, so that its streams
+// can come.
+func (c *Cmd) begin(op wire.Op) error {
+	c.mu.Lock()
+	used := c.begun
+	c.begun = true
+	c.mu.Unlock()
+	if used {
+		return ErrUsed
+	}
+	args := c.Args
+	if len(args) == 0 {
+		args = []string{c.Path}
+	}
+	env := c.Env
+	if env == nil {
+		env = defaultEnv
+	}
+	w := wire.Command{
+		Op: op, Path: wire.Text(c.Path), Args: wire.Texts(args), Env: wire.Texts(env), Dir: wire.Text(c.Dir),
+		Umask: c.Umask, Perm: c.wire.Perm,
+	}
+	if c.User != nil {
+		w.UID, w.GID, w.Groups = c.User.UID, c.User.GID, c.User.Groups
+	}
+	c.plan(&w)
+	g := c.guest
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.err != nil {
+		return g.err
+	}
+	g.nextID++
+	w.ID = g.nextID
+	g.running[w.ID] = c
+	c.wire = w
+	for i := range c.streams {
+		if c.streams[i].w != nil {
+			c.output.Add(1)
+		}
+	}
+	g.workers.Go(c.watch)
+	return nil
+}
+
+// watch ends the command with its context or its guest.
+func (c *Cmd) watch() {
+	select {
+	case <-c.finished:
+	case <-c.guest.done:
+		c.finish(nil, c.guest.Err())
+	case <-c.ctx.Done():
+		_ = c.Signal(syscall.SIGKILL)
+		c.finish(nil, c.ctx.Err())
+	}
+}
+
+// started notes that the guest runs the command.
+func (c *Cmd) started(m wire.Started) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.process == 0 && m.PID > 0 && !c.ended() {
+		c.process = m.PID
+		close(c.going)
+	}
+}
+
+func (c *Cmd) pid() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.process
+}
+
+// finish notes how the command ended, once.
+func (c *Cmd) finish(s *ProcessState, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended() {
+		return
+	}
+	c.state, c.err = s, err
+	if c.process == 0 {
+		close(c.going)
+	}
+	close(c.finished)
+	c.cut()
+}
+
+// ended says whether the command's end is known; the lock is held.
+func (c *Cmd) ended() bool {
+	select {
+	case <-c.finished:
+		return true
+	default:
+		return false
+	}
+}
+
+// Wait waits for the command's end and for all of its output. The error is nil if the
+// command has ended with code 0, an *ExitError if it ended in another way, a *StartError
+// if it could not be started, a writer's error where its output could not be written,
+// or the guest's. As with exec.Cmd, everything is read from the pipes before.
+func (c *Cmd) Wait() error {
+	c.mu.Lock()
+	begun := c.begun
+	c.mu.Unlock()
+	if !begun {
+		return errors.New("the command was not started")
+	}
+	<-c.finished
+	c.mu.Lock()
+	pipes := c.pipes
+	c.pipes = nil
+	c.mu.Unlock()
+	for _, p := range pipes {
+		_ = p.Close()
+	}
+	c.output.Wait()
+	c.forget()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ProcessState = c.state
+	switch {
+	case c.state == nil:
+		return c.err
+	case c.copyErr != nil && c.state.Success():
+		return c.copyErr
+	case !c.state.Success():
+		return &ExitError{ProcessState: c.state}
+	}
+	return nil
+}
+
+// forget takes the command out of its guest, and closes its connections.
+func (c *Cmd) forget() {
+	g := c.guest
+	g.mu.Lock()
+	delete(g.running, c.wire.ID)
+	g.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.streams {
+		if conn := c.streams[i].conn; conn != nil {
+			g.drop(conn)
+		}
+	}
+}
+
+// Run is Start and Wait.
+func (c *Cmd) Run() error {
+	if err := c.Start(); err != nil {
+		return err
+	}
+	return c.Wait()
+}
+
+// Signal sends a signal to the command's process group or, if it has a terminal, to that
+// one's foreground.
+func (c *Cmd) Signal(s syscall.Signal) error {
+	c.mu.Lock()
+	id, ended := c.wire.ID, c.ended()
+	c.mu.Unlock()
+	if ended {
+		return fmt.Errorf("%s: the command has ended", c.Path)
+	}
+	return c.guest.send(wire.KindSignal, wire.Signal{ID: id, Signal: int(s)})
+}
+
+// Resize gives the command's terminal another size.
+func (c *Cmd) Resize(rows, cols uint16) error {
+	return c.guest.send(wire.KindResize, wire.Resize{ID: c.wire.ID, Size: wire.Size{Rows: rows, Cols: cols}})
+}

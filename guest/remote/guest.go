@@ -1,0 +1,392 @@
+package remote
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/vole-vmm/vole/guest/wire"
+)
+
+// Errors of a Guest and its commands.
+var (
+	// ErrLost says that the agent's connection has ended, and nobody said why.
+	ErrLost = errors.New("the agent in the guest has gone")
+	// ErrClosed is what waits for a Guest that was closed end with.
+	ErrClosed = errors.New("the guest was closed")
+	// ErrProtocol says that what came from the guest makes no sense.
+	ErrProtocol = errors.New("the agent in the guest does not keep to the protocol")
+)
+
+const (
+	// maxConns bounds the connections of the guest that wait for their turn.
+	maxConns = 256
+	// prefaceBound is how long a connection may take to say what it is.
+	prefaceBound = 30 * time.Second
+	// lostBound is the same for a guest that is gone.
+	lostBound = 2 * time.Second
+	// drainBound is how long the rest of a command's output may take to come once
+	// it has ended: the agent sends it before it says so.
+	drainBound = 30 * time.Second
+)
+
+// Options are what a Guest is made of.
+type Options struct {
+	// Logger receives what the agent wants to be known, and connections that make
+	// no sense; nil is silent.
+	Logger *slog.Logger
+}
+
+// Guest is the agent of one guest, before and after it has connected. Its methods may
+// be called from any goroutine.
+type Guest struct {
+	l   net.Listener
+	log *slog.Logger
+
+	ready chan struct{} // closed when hello is there
+	done  chan struct{} // closed when err is there: nothing more comes of the guest
+
+	mu      sync.Mutex
+	hello   wire.Hello
+	out     *wire.Writer // the control connection, nil until there is one
+	err     error
+	nextID  uint32
+	running map[uint32]*Cmd
+	conns   map[net.Conn]bool // all that are open; true for what may be a command's output
+	pings   map[uint64]chan struct{}
+	nextSeq uint64
+
+	workers sync.WaitGroup
+}
+
+// New begins to serve l, which is the Guest's from then on. Close ends it.
+func New(l net.Listener, o Options) *Guest {
+	g := &Guest{
+		l: l, log: o.Logger,
+		ready: make(chan struct{}), done: make(chan struct{}),
+		running: make(map[uint32]*Cmd),
+		conns:   make(map[net.Conn]bool),
+		pings:   make(map[uint64]chan struct{}),
+	}
+	if g.log == nil {
+		g.log = slog.New(slog.DiscardHandler)
+	}
+	g.workers.Go(g.serve)
+	return g
+}
+
+// Ready waits for the agent and returns what it said. The error is ctx's, or why there
+// will be no agent.
+func (g *Guest) Ready(ctx context.Context) (wire.Hello, error) {
+	select {
+	case <-g.ready:
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.hello, nil
+	case <-g.done:
+		return wire.Hello{}, g.Err()
+	case <-ctx.Done():
+		return wire.Hello{}, ctx.Err()
+	}
+}
+
+// Done is closed when the agent has gone, or the Guest failed or was closed.
+func (g *Guest) Done() <-chan struct{} { return g.done }
+
+// Err is why Done is closed, nil before that.
+func (g *Guest) Err() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
+}
+
+// Fail ends the guest's commands, and all waits for it, with err, unless something else
+// has before. The caller knows more than this package does: that the machine has ended,
+// and how.
+func (g *Guest) Fail(err error) {
+	g.mu.Lock()
+	if g.err != nil {
+		g.mu.Unlock()
+		return
+	}
+	g.err = err
+	conns := make([]net.Conn, 0, len(g.conns))
+	for c, output := range g.conns {
+		// What has come of a command's output is still passed on.
+		if output {
+			_ = c.SetReadDeadline(time.Now().Add(lostBound))
+			continue
+		}
+		conns = append(conns, c)
+	}
+	g.mu.Unlock()
+	close(g.done)
+	_ = g.l.Close()
+	for _, c := range conns {
+		_ = c.Close()
+	}
+}
+
+// Close is Fail with ErrClosed, and joins every goroutine but those that read a
+// command's Stdin which can't be interrupted.
+func (g *Guest) Close() error {
+	g.Fail(ErrClosed)
+	g.workers.Wait()
+	return nil
+}
+
+// serve accepts connections until the listener is closed.
+func (g *Guest) serve() {
+	for {
+		c, err := g.l.Accept()
+		if err != nil {
+			g.Fail(fmt.Errorf("%w: %w", ErrLost, err))
+			return
+		}
+		if !g.keep(c) {
+			_ = c.Close()
+			continue
+		}
+		g.workers.Go(func() { g.greet(c) })
+	}
+}
+
+// keep notes a connection for Close; false if there are too many, or the end has come.
+func (g *Guest) keep(c net.Conn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.err != nil || len(g.conns) >= maxConns {
+		return false
+	}
+	g.conns[c] = true
+	_ = c.SetReadDeadline(time.Now().Add(prefaceBound))
+	return true
+}
+
+// hold says whether a connection carries output that is to be read to its end.
+func (g *Guest) hold(c net.Conn, output bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.conns[c] = output
+	if g.err == nil {
+		_ = c.SetReadDeadline(time.Time{})
+	}
+}
+
+// drop closes a connection.
+func (g *Guest) drop(c net.Conn) {
+	g.mu.Lock()
+	delete(g.conns, c)
+	g.mu.Unlock()
+	_ = c.Close()
+}
+
+// greet finds out what a connection is.
+func (g *Guest) greet(c net.Conn) {
+	p, err := wire.ReadPreface(c)
+	if err != nil {
+		g.refuse(c, err)
+		return
+	}
+	if p.Stream == wire.Control {
+		g.hold(c, false)
+		g.control(c)
+		return
+	}
+	g.mu.Lock()
+	cmd := g.running[p.Command]
+	g.mu.Unlock()
+	if cmd == nil || !cmd.attach(int(p.Stream), c) {
+		g.refuse(c, fmt.Errorf("%w: stream %d of command %d, which has none", ErrProtocol, p.Stream, p.Command))
+	}
+}
+
+func (g *Guest) refuse(c net.Conn, err error) {
+	if g.Err() == nil {
+		g.log.Warn("a connection of the guest is refused", "error", err)
+	}
+	g.drop(c)
+}
+
+// control serves the control connection until it ends, and with it the guest.
+func (g *Guest) control(c net.Conn) {
+	w := wire.NewWriter(c)
+	g.mu.Lock()
+	second := g.out != nil
+	if !second {
+		g.out = w
+	}
+	g.mu.Unlock()
+	if second {
+		g.refuse(c, fmt.Errorf("%w: a second control connection", ErrProtocol))
+		return
+	}
+	err := g.frames(c)
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+		err = ErrLost
+	} else if !errors.Is(err, ErrProtocol) {
+		err = fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	g.Fail(err)
+	g.drop(c)
+}
+
+// frames reads frames until the end of the connection.
+func (g *Guest) frames(c net.Conn) error {
+	r := bufio.NewReader(c)
+	for {
+		f, err := wire.ReadFrame(r)
+		if err == nil {
+			err = g.frame(f)
+		}
+		if errors.Is(err, wire.ErrFrame) {
+			return fmt.Errorf("%w: %w", ErrProtocol, err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// frame takes one frame of the agent.
+func (g *Guest) frame(f wire.Frame) error {
+	switch f.Kind {
+	case wire.KindHello:
+		var m wire.Hello
+		if err := f.Decode(&m); err != nil {
+			return err
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		select {
+		case <-g.ready:
+			return fmt.Errorf("%w: a second hello", ErrProtocol)
+		default:
+		}
+		g.hello = m
+		close(g.ready)
+	case wire.KindStarted:
+		var m wire.Started
+		if err := f.Decode(&m); err != nil {
+			return err
+		}
+		if cmd := g.command(m.ID); cmd != nil {
+			cmd.started(m)
+		}
+	case wire.KindFailed:
+		var m wire.Failed
+		if err := f.Decode(&m); err != nil {
+			return err
+		}
+		if cmd := g.command(m.ID); cmd != nil {
+			cmd.finish(nil, &StartError{Errno: m.Errno, What: m.What})
+		}
+	case wire.KindExited:
+		var m wire.Exited
+		if err := f.Decode(&m); err != nil {
+			return err
+		}
+		if cmd := g.command(m.ID); cmd != nil {
+			cmd.finish(&ProcessState{pid: cmd.pid(), exit: m}, nil)
+		}
+	case wire.KindPong:
+		var m wire.Ping
+		if err := f.Decode(&m); err != nil {
+			return err
+		}
+		g.mu.Lock()
+		answered := g.pings[m.Seq]
+		delete(g.pings, m.Seq)
+		g.mu.Unlock()
+		if answered != nil {
+			close(answered)
+		}
+	case wire.KindLog:
+		var m wire.Log
+		if err := f.Decode(&m); err != nil {
+			return err
+		}
+		g.log.Info("guest: " + m.Text)
+	}
+	return nil
+}
+
+func (g *Guest) command(id uint32) *Cmd {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.running[id]
+}
+
+// send says something to the agent, which must be ready.
+func (g *Guest) send(k wire.Kind, v any) error {
+	g.mu.Lock()
+	w, err := g.out, g.err
+	g.mu.Unlock()
+	switch {
+	case err != nil:
+		return err
+	case w == nil:
+		return ErrLost
+	}
+	if err := w.Write(k, v); err != nil {
+		if gone := g.Err(); gone != nil {
+			return gone
+		}
+		return err
+	}
+	return nil
+}
+
+// ask sends what the agent answers with KindPong, and waits for that.
+func (g *Guest) ask(ctx context.Context, k wire.Kind, body func(seq uint64) any) error {
+	if _, err := g.Ready(ctx); err != nil {
+		return err
+	}
+	answered := make(chan struct{})
+	g.mu.Lock()
+	g.nextSeq++
+	seq := g.nextSeq
+	g.pings[seq] = answered
+	g.mu.Unlock()
+	defer func() {
+		g.mu.Lock()
+		delete(g.pings, seq)
+		g.mu.Unlock()
+	}()
+	if err := g.send(k, body(seq)); err != nil {
+		return err
+	}
+	select {
+	case <-answered:
+		return nil
+	case <-g.done:
+		return g.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Ping waits until the agent answers.
+func (g *Guest) Ping(ctx context.Context) error {
+	return g.ask(ctx, wire.KindPing, func(seq uint64) any { return wire.Ping{Seq: seq} })
+}
+
+// Sync has the guest kill what runs, write all that is not written yet, and waits for
+// that. Nothing can be run afterwards: the machine can be ended without loss.
+func (g *Guest) Sync(ctx context.Context) error {
+	return g.ask(ctx, wire.KindPoweroff, func(seq uint64) any { return wire.Poweroff{SyncOnly: true, Seq: seq} })
+}
+
+// Poweroff asks the guest to power off; the machine's own end says that it has.
+func (g *Guest) Poweroff() error { return g.send(wire.KindPoweroff, wire.Poweroff{}) }
+
+// SetClock sets the guest's clock.
+func (g *Guest) SetClock(t time.Time) error {
+	return g.send(wire.KindClock, wire.Clock{Unix: t.UnixNano()})
+}

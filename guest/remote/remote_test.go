@@ -1,0 +1,341 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/guest/wire"
+)
+
+// agent plays the guest's side.
+type agent struct {
+	t    *testing.T
+	path string
+	net.Conn
+	out *wire.Writer
+}
+
+func newGuest(t *testing.T) (*Guest, string) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	g := New(l, Options{})
+	t.Cleanup(func() { require.NoError(t, g.Close()) })
+	return g, path
+}
+
+func dial(t *testing.T, path string, p wire.Preface) net.Conn {
+	c, err := net.Dial("unix", path)
+	require.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	_, err = c.Write(p.Append(nil))
+	require.NoError(t, err)
+	return c
+}
+
+func newAgent(t *testing.T, path string) *agent {
+	c := dial(t, path, wire.Preface{Stream: wire.Control})
+	a := &agent{t: t, path: path, Conn: c, out: wire.NewWriter(c)}
+	a.say(wire.KindHello, wire.Hello{Release: "6.1"})
+	return a
+}
+
+func (a *agent) say(k wire.Kind, v any) { require.NoError(a.t, a.out.Write(k, v)) }
+
+func (a *agent) next(k wire.Kind, v any) {
+	f, err := wire.ReadFrame(a)
+	require.NoError(a.t, err)
+	require.Equal(a.t, k, f.Kind)
+	require.NoError(a.t, f.Decode(v))
+}
+
+func (a *agent) stream(id uint32, n uint8) *net.UnixConn {
+	return dial(a.t, a.path, wire.Preface{Command: id, Stream: n}).(*net.UnixConn)
+}
+
+func within(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// async runs f and returns a channel with its error.
+func async(f func() error) <-chan error {
+	c := make(chan error, 1)
+	go func() { c <- f() }()
+	return c
+}
+
+func TestCommandWithStreams(t *testing.T) {
+	g, path := newGuest(t)
+	a := newAgent(t, path)
+	hello, err := g.Ready(within(t))
+	require.NoError(t, err)
+	assert.Equal(t, "6.1", hello.Release)
+
+	var out, errs bytes.Buffer
+	c := g.CommandContext(within(t), "cat", "-")
+	c.Stdin, c.Stdout, c.Stderr = strings.NewReader("typed"), &out, &errs
+	c.Dir, c.User = "/srv", &User{UID: 1, GID: 2, Groups: []uint32{3}}
+	run := async(c.Run)
+
+	var w wire.Command
+	a.next(wire.KindStart, &w)
+	assert.Equal(t, wire.Command{
+		ID: w.ID, Path: "cat", Args: wire.Texts([]string{"cat", "-"}), Env: wire.Texts(defaultEnv), Dir: "/srv",
+		UID: 1, GID: 2, Groups: []uint32{3}, Umask: 0o022,
+		Files: [3]wire.File{wire.FileStream, wire.FileStream, wire.FileStream},
+	}, w)
+	in, o, e := a.stream(w.ID, 0), a.stream(w.ID, 1), a.stream(w.ID, 2)
+	a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 40})
+	b, err := io.ReadAll(in)
+	require.NoError(t, err)
+	assert.Equal(t, "typed", string(b))
+	_, _ = o.Write([]byte("out"))
+	_, _ = e.Write([]byte("err"))
+	o.Close()
+	e.Close()
+	a.say(wire.KindExited, wire.Exited{ID: w.ID, Code: 3, Wall: 5})
+
+	err = <-run
+	var exit *ExitError
+	require.ErrorAs(t, err, &exit)
+	assert.Equal(t, 3, exit.ExitCode())
+	assert.Equal(t, 40, c.ProcessState.Pid())
+	assert.Equal(t, "out", out.String())
+	assert.Equal(t, "err", errs.String())
+}
+
+// Output that is still on its way, even in connections that have not come, when the end
+// is known.
+func TestOutputBehindTheEnd(t *testing.T) {
+	g, path := newGuest(t)
+	a := newAgent(t, path)
+	c := g.CommandContext(within(t), "true")
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, &out
+	run := async(c.Run)
+	var w wire.Command
+	a.next(wire.KindStart, &w)
+	assert.Equal(t, [3]wire.File{wire.FileNull, wire.FileStream, wire.FileOut}, w.Files)
+	a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 2})
+	a.say(wire.KindExited, wire.Exited{ID: w.ID})
+	<-c.finished
+	o := a.stream(w.ID, 1)
+	_, _ = o.Write([]byte("late"))
+	o.Close()
+	require.NoError(t, <-run)
+	assert.Equal(t, "late", out.String())
+}
+
+func TestEarly(t *testing.T) {
+	g, path := newGuest(t)
+	c := g.CommandContext(within(t), "true")
+	pipe, err := c.StdoutPipe()
+	require.NoError(t, err)
+	w, err := c.Early()
+	require.NoError(t, err)
+	_, err = c.Early()
+	require.ErrorIs(t, err, ErrUsed)
+	require.ErrorIs(t, c.Start(), ErrUsed)
+	a := newAgent(t, path)
+	o := a.stream(w.ID, 1)
+	_, _ = o.Write([]byte("x"))
+	o.Close()
+	b, err := io.ReadAll(pipe)
+	require.NoError(t, err)
+	assert.Equal(t, "x", string(b))
+	a.say(wire.KindExited, wire.Exited{ID: w.ID})
+	require.NoError(t, c.Wait())
+}
+
+func TestEndings(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  func(g *Guest, a *agent, id uint32)
+		want func(t *testing.T, err error)
+	}{
+		"not there": {
+			func(_ *Guest, a *agent, id uint32) {
+				a.say(wire.KindFailed, wire.Failed{ID: id, Errno: uint32(syscall.ENOENT), What: "exec: nope: not found"})
+			},
+			func(t *testing.T, err error) {
+				var start *StartError
+				require.ErrorAs(t, err, &start)
+				require.ErrorIs(t, err, fs.ErrNotExist)
+			},
+		},
+		"killed": {
+			func(_ *Guest, a *agent, id uint32) {
+				a.say(wire.KindStarted, wire.Started{ID: id, PID: 2})
+				a.say(wire.KindExited, wire.Exited{ID: id, Signal: 9, OOM: true})
+			},
+			func(t *testing.T, err error) {
+				var exit *ExitError
+				require.ErrorAs(t, err, &exit)
+				assert.Equal(t, syscall.SIGKILL, exit.Signal())
+				assert.True(t, exit.OOM())
+				assert.Equal(t, -1, exit.ExitCode())
+			},
+		},
+		"agent gone": {
+			func(_ *Guest, a *agent, id uint32) {
+				a.say(wire.KindStarted, wire.Started{ID: id, PID: 2})
+				a.Close()
+			},
+			func(t *testing.T, err error) { require.ErrorIs(t, err, ErrLost) },
+		},
+		"nonsense": {
+			func(_ *Guest, a *agent, _ uint32) { _, _ = a.Write(bytes.Repeat([]byte{0xff}, 64)) },
+			func(t *testing.T, err error) { require.ErrorIs(t, err, ErrProtocol) },
+		},
+		"the machine's end": {
+			func(g *Guest, _ *agent, _ uint32) { g.Fail(fs.ErrInvalid) },
+			func(t *testing.T, err error) { require.ErrorIs(t, err, fs.ErrInvalid) },
+		},
+		"closed": {
+			func(g *Guest, _ *agent, _ uint32) { g.Close() },
+			func(t *testing.T, err error) { require.ErrorIs(t, err, ErrClosed) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, path := newGuest(t)
+			a := newAgent(t, path)
+			cmd := g.CommandContext(within(t), "x")
+			// Neither of them ever ends by itself.
+			r, _ := io.Pipe()
+			cmd.Stdin = r
+			run := async(cmd.Run)
+			var w wire.Command
+			a.next(wire.KindStart, &w)
+			a.stream(w.ID, 0)
+			c.end(g, a, w.ID)
+			c.want(t, <-run)
+		})
+	}
+}
+
+// What was written before the guest went is not lost.
+func TestOutputOfALostGuest(t *testing.T) {
+	g, path := newGuest(t)
+	a := newAgent(t, path)
+	cmd := g.CommandContext(within(t), "x")
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	run := async(cmd.Run)
+	var w wire.Command
+	a.next(wire.KindStart, &w)
+	o := a.stream(w.ID, 1)
+	a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 2})
+	_, _ = o.Write([]byte("last words"))
+	a.Close()
+	<-g.Done()
+	o.Close()
+	require.ErrorIs(t, <-run, ErrLost)
+	assert.Equal(t, "last words", out.String())
+}
+
+type failing struct{}
+
+func (failing) Write([]byte) (int, error) { return 0, errors.New("full") }
+
+func TestWriterFails(t *testing.T) {
+	g, path := newGuest(t)
+	a := newAgent(t, path)
+	cmd := g.CommandContext(within(t), "yes")
+	cmd.Stdout = failing{}
+	run := async(cmd.Run)
+	var w wire.Command
+	a.next(wire.KindStart, &w)
+	o := a.stream(w.ID, 1)
+	a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 2})
+	_, _ = o.Write([]byte("y\n"))
+	_, err := o.Read(make([]byte, 1))
+	require.ErrorIs(t, err, io.EOF, "the command's end is closed")
+	a.say(wire.KindExited, wire.Exited{ID: w.ID})
+	require.EqualError(t, <-run, "full")
+}
+
+func TestTerminal(t *testing.T) {
+	g, path := newGuest(t)
+	a := newAgent(t, path)
+	cmd := g.CommandContext(within(t), "sh")
+	var shown, out bytes.Buffer
+	cmd.Stdout = &out
+	cmd.Terminal = &Terminal{Rows: 24, Cols: 80, Files: [3]bool{true, false, true}, In: strings.NewReader("ls\n"), Out: &shown}
+	run := async(cmd.Run)
+	var w wire.Command
+	a.next(wire.KindStart, &w)
+	assert.Equal(t, [3]wire.File{wire.FileTTY, wire.FileStream, wire.FileTTY}, w.Files)
+	tty, o := a.stream(w.ID, wire.Terminal), a.stream(w.ID, 1)
+	a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 2})
+	b, err := io.ReadAll(tty)
+	require.NoError(t, err)
+	assert.Equal(t, "ls\n", string(b))
+	require.NoError(t, cmd.Resize(25, 81))
+	var size wire.Resize
+	a.next(wire.KindResize, &size)
+	assert.Equal(t, wire.Resize{ID: w.ID, Size: wire.Size{Rows: 25, Cols: 81}}, size)
+	require.NoError(t, cmd.Signal(syscall.SIGTERM))
+	var sig wire.Signal
+	a.next(wire.KindSignal, &sig)
+	assert.Equal(t, wire.Signal{ID: w.ID, Signal: 15}, sig)
+	_, _ = tty.Write([]byte("$ "))
+	_, _ = o.Write([]byte("file\n"))
+	tty.Close()
+	o.Close()
+	a.say(wire.KindExited, wire.Exited{ID: w.ID})
+	require.NoError(t, <-run)
+	assert.Equal(t, "$ ", shown.String())
+	assert.Equal(t, "file\n", out.String())
+}
+
+func TestStrangers(t *testing.T) {
+	g, path := newGuest(t)
+	newAgent(t, path)
+	_, err := g.Ready(within(t))
+	require.NoError(t, err)
+	for name, p := range map[string]wire.Preface{
+		"no such command":  {Command: 9, Stream: 1},
+		"a second control": {Stream: wire.Control},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := dial(t, path, p).Read(make([]byte, 1))
+			require.ErrorIs(t, err, io.EOF)
+		})
+	}
+	require.NoError(t, g.Err())
+}
+
+func TestPingAndFiles(t *testing.T) {
+	g, path := newGuest(t)
+	a := newAgent(t, path)
+	ping := async(func() error { return g.Ping(within(t)) })
+	var p wire.Ping
+	a.next(wire.KindPing, &p)
+	a.say(wire.KindPong, p)
+	require.NoError(t, <-ping)
+
+	write := async(func() error { return g.WriteFile(within(t), "/etc/x", []byte("data"), 0o640) })
+	var w wire.Command
+	a.next(wire.KindStart, &w)
+	assert.Equal(t, wire.OpWrite, w.Op)
+	assert.Equal(t, uint32(0o640), w.Perm)
+	in := a.stream(w.ID, 0)
+	a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 1})
+	b, _ := io.ReadAll(in)
+	assert.Equal(t, "data", string(b))
+	a.say(wire.KindExited, wire.Exited{ID: w.ID, What: "no space left on device"})
+	require.EqualError(t, <-write, "write /etc/x: no space left on device")
+}

@@ -1,0 +1,222 @@
+package remote
+
+import (
+	"io"
+	"net"
+	"reflect"
+	"time"
+
+	"github.com/vole-vmm/vole/guest/wire"
+)
+
+// stream is one of a command's connections and what stands behind it here.
+type stream struct {
+	r    io.Reader   // for the command to read, or nil
+	w    io.Writer   // that takes what the command writes, or nil
+	conn net.Conn    // nil until it comes
+	late *time.Timer // until it must have come, once the command has ended
+	over bool        // it has not
+}
+
+// plan says what the command's files are, to the agent and for attach.
+func (c *Cmd) plan(w *wire.Command) {
+	if c.Stdin != nil {
+		w.Files[0], c.streams[0].r = wire.FileStream, c.Stdin
+	}
+	if c.Stdout != nil {
+		w.Files[1], c.streams[1].w = wire.FileStream, c.Stdout
+	}
+	switch {
+	case c.Stderr == nil:
+	case c.Stdout != nil && same(c.Stdout, c.Stderr):
+		w.Files[2] = wire.FileOut
+	default:
+		w.Files[2], c.streams[2].w = wire.FileStream, c.Stderr
+	}
+	t := c.Terminal
+	if t == nil {
+		return
+	}
+	w.Size = wire.Size{Rows: t.Rows, Cols: t.Cols}
+	for i, on := range t.Files {
+		if on || t.Files == [3]bool{} {
+			w.Files[i], c.streams[i] = wire.FileTTY, stream{}
+		}
+	}
+	if w.Files[2] == wire.FileOut && w.Files[1] == wire.FileTTY {
+		w.Files[2] = wire.FileTTY
+	}
+	c.streams[wire.Terminal] = stream{r: t.In, w: t.Out}
+	if t.Out == nil {
+		c.streams[wire.Terminal].w = io.Discard
+	}
+}
+
+// same says whether two writers are one. Values that can't be compared are not.
+func same(a, b io.Writer) bool {
+	t := reflect.TypeOf(a)
+	return t == reflect.TypeOf(b) && t.Comparable() && a == b
+}
+
+// attach takes a connection as one of the command's streams. False if it has none such.
+func (c *Cmd) attach(i int, conn net.Conn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := &c.streams[i]
+	if s.conn != nil || s.r == nil && s.w == nil || s.over || s.w == nil && c.ended() {
+		return false
+	}
+	s.conn = conn
+	c.guest.hold(conn, s.w != nil)
+	if s.r != nil {
+		c.guest.workers.Go(func() { c.send(conn, s.r) })
+	}
+	if s.w != nil {
+		if s.late != nil {
+			s.late.Stop()
+			_ = conn.SetReadDeadline(time.Now().Add(c.patience()))
+		}
+		c.guest.workers.Go(func() {
+			defer c.output.Done()
+			c.receive(i, conn, s.w)
+		})
+	}
+	return true
+}
+
+// patience is how long output may take to come once the command has ended; the lock is
+// held. Nothing comes of what has not started.
+func (c *Cmd) patience() time.Duration {
+	switch {
+	case c.state != nil:
+		return drainBound
+	case c.process != 0:
+		return lostBound
+	}
+	return 0
+}
+
+// cut bounds the wait for the output when the command has ended. The lock is held.
+func (c *Cmd) cut() {
+	for i := range c.streams {
+		s := &c.streams[i]
+		switch {
+		case s.w == nil:
+		case s.conn != nil:
+			_ = s.conn.SetReadDeadline(time.Now().Add(c.patience()))
+		default:
+			s.late = time.AfterFunc(c.patience(), func() { c.giveUp(i) })
+		}
+	}
+}
+
+// giveUp ends an output that has not come.
+func (c *Cmd) giveUp(i int) {
+	c.mu.Lock()
+	s := &c.streams[i]
+	came := s.conn != nil
+	s.over = true
+	c.mu.Unlock()
+	if came {
+		return
+	}
+	if c.ends[i] != nil {
+		_ = c.ends[i].Close()
+	}
+	c.output.Done()
+}
+
+// send copies what the command reads.
+func (c *Cmd) send(conn net.Conn, in io.Reader) {
+	if d, ok := in.(interface{ SetReadDeadline(time.Time) error }); ok && d.SetReadDeadline(time.Time{}) == nil {
+		stop := make(chan struct{})
+		joined := make(chan struct{})
+		go func() {
+			defer close(joined)
+			select {
+			case <-c.finished:
+				_ = d.SetReadDeadline(time.Unix(1, 0))
+			case <-stop:
+			}
+		}()
+		pump(conn, in)
+		close(stop)
+		<-joined
+		return
+	}
+	// A Read that can't be interrupted must hold up neither Wait nor Close.
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		pump(conn, in)
+	}()
+	select {
+	case <-done:
+	case <-c.finished:
+	}
+}
+
+// pump copies in until either end has ended.
+func pump(conn net.Conn, in io.Reader) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := in.Read(buf)
+		if n > 0 {
+			if _, werr := conn.Write(buf[:n]); werr != nil {
+				return
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	if h, ok := conn.(interface{ CloseWrite() error }); ok {
+		_ = h.CloseWrite()
+	}
+}
+
+// receive copies what the command writes, until it has closed that or w fails, which
+// closes it for the command.
+func (c *Cmd) receive(i int, conn net.Conn, w io.Writer) {
+	defer func() {
+		if c.ends[i] != nil {
+			_ = c.ends[i].Close()
+		}
+	}()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := conn.Read(buf)
+		if n > 0 {
+			if _, werr := w.Write(buf[:n]); werr != nil {
+				c.outputFailed(werr)
+				c.guest.drop(conn)
+				return
+			}
+			c.prolong(conn)
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// prolong gives what still comes after the command's end as long again.
+func (c *Cmd) prolong(conn net.Conn) {
+	select {
+	case <-c.finished:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.state != nil {
+			_ = conn.SetReadDeadline(time.Now().Add(drainBound))
+		}
+	default:
+	}
+}
+
+func (c *Cmd) outputFailed(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.copyErr == nil && err != io.ErrClosedPipe {
+		c.copyErr = err
+	}
+}
