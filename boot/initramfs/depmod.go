@@ -1,0 +1,210 @@
+package initramfs
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// Indexes works out the index files that depmod(8) writes into a modules
+// directory, as far as this package, modprobe and the kernel's own loading of
+// modules use them, by name: modules.dep, modules.alias, modules.softdep, and
+// modules.dep.bin, modules.alias.bin and modules.builtin.bin, which modprobe
+// searches. Every module is read: it takes from a second to, where they are
+// compressed with xz, ten. progress, if it is not nil, is told how many are
+// done, by one goroutine at a time.
+//
+// A module that is no module or needs one that is not there is an error
+// (ErrModule, ErrNoModule, ErrModuleCycle).
+func (d *ModuleDir) Indexes(ctx context.Context, progress func(done, total int)) (map[string][]byte, error) {
+	var list []Module
+	for name, file := range d.files {
+		list = append(list, Module{Name: name, Path: file})
+	}
+	slices.SortFunc(list, func(a, b Module) int { return strings.Compare(a.Path, b.Path) })
+	facts, err := d.readAll(ctx, list, progress)
+	if err != nil {
+		return nil, err
+	}
+	x := indexer{dir: d, facts: facts, closures: map[string][]string{}}
+	return x.write(list)
+}
+
+// moduleFacts is what one module says of itself.
+type moduleFacts struct {
+	depends []string // normal names
+	aliases []string
+	softdep []string // as written
+}
+
+// readAll reads the modules on all CPUs.
+func (d *ModuleDir) readAll(ctx context.Context, list []Module, progress func(done, total int)) (map[string]moduleFacts, error) {
+	var (
+		mu    sync.Mutex
+		next  int
+		ended int
+		first error
+		wg    sync.WaitGroup
+		facts = make(map[string]moduleFacts, len(list))
+	)
+	take := func() (Module, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if first == nil {
+			first = ctx.Err()
+		}
+		if first != nil || next == len(list) {
+			return Module{}, false
+		}
+		next++
+		return list[next-1], true
+	}
+	give := func(m Module, f moduleFacts, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		facts[m.Name] = f
+		first = cmp.Or(first, err)
+		if ended++; progress != nil && first == nil {
+			progress(ended, len(list))
+		}
+	}
+	for range min(runtime.GOMAXPROCS(0), len(list)) {
+		wg.Go(func() {
+			for m, ok := take(); ok; m, ok = take() {
+				f, err := d.readFacts(m)
+				give(m, f, err)
+			}
+		})
+	}
+	wg.Wait()
+	return facts, first
+}
+
+func (d *ModuleDir) readFacts(m Module) (moduleFacts, error) {
+	var f moduleFacts
+	data, err := d.Read(m)
+	if err != nil {
+		return f, err
+	}
+	info, err := modinfo(data)
+	if err != nil {
+		return f, d.fail("%s: %w: %w", m.Path, ErrModule, err)
+	}
+	for _, kv := range info {
+		switch {
+		case kv.key == "depends":
+			for dep := range strings.SplitSeq(kv.value, ",") {
+				if dep != "" {
+					f.depends = append(f.depends, normalName(dep))
+				}
+			}
+		case strings.ContainsAny(kv.value, "\n\r"): // a line in an index can't have it
+		case kv.key == "alias":
+			f.aliases = append(f.aliases, normalAlias(kv.value))
+		case kv.key == "softdep":
+			f.softdep = append(f.softdep, kv.value)
+		}
+	}
+	return f, nil
+}
+
+// normalAlias is normalName for what is outside of brackets, where a dash makes
+// a range.
+func normalAlias(alias string) string {
+	b := []byte(alias)
+	inside := false
+	for i, c := range b {
+		switch {
+		case c == '[':
+			inside = true
+		case c == ']':
+			inside = false
+		case c == '-' && !inside:
+			b[i] = '_'
+		}
+	}
+	return string(b)
+}
+
+// indexer turns facts into files.
+type indexer struct {
+	dir      *ModuleDir
+	facts    map[string]moduleFacts
+	closures map[string][]string
+	path     []string
+}
+
+// closure returns all that a module needs, what loads first last.
+func (x *indexer) closure(name string) ([]string, error) {
+	if c, ok := x.closures[name]; ok {
+		return c, nil
+	}
+	if at := slices.Index(x.path, name); at >= 0 {
+		return nil, x.dir.fail("%w: %s", ErrModuleCycle, strings.Join(append(slices.Clone(x.path[at:]), name), " -> "))
+	}
+	x.path = append(x.path, name)
+	var load []string // in the order of loading
+	for _, dep := range x.facts[name].depends {
+		if x.dir.builtin[dep] && x.dir.files[dep] == "" {
+			continue
+		}
+		if x.dir.files[dep] == "" {
+			return nil, x.dir.fail("%w: %s (needed by %s)", ErrNoModule, dep, name)
+		}
+		needs, err := x.closure(dep)
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range slices.Backward(needs) {
+			if !slices.Contains(load, n) {
+				load = append(load, n)
+			}
+		}
+		if !slices.Contains(load, dep) {
+			load = append(load, dep)
+		}
+	}
+	x.path = x.path[:len(x.path)-1]
+	slices.Reverse(load)
+	x.closures[name] = load
+	return load, nil
+}
+
+func (x *indexer) write(list []Module) (map[string][]byte, error) {
+	var dep, alias, softdep bytes.Buffer
+	deps, aliases, builtin := &trie{}, &trie{}, &trie{}
+	alias.WriteString("# Aliases extracted from modules themselves.\n")
+	softdep.WriteString("# Soft dependencies extracted from modules themselves.\n")
+	for i, m := range list {
+		needs, err := x.closure(m.Name)
+		if err != nil {
+			return nil, err
+		}
+		line := m.Path + ":"
+		for _, n := range needs {
+			line += " " + x.dir.files[n]
+		}
+		dep.WriteString(line + "\n")
+		deps.insert(m.Name, line, uint32(i))
+		for _, a := range x.facts[m.Name].aliases {
+			fmt.Fprintf(&alias, "alias %s %s\n", a, m.Name)
+			aliases.insert(a, m.Name, uint32(i))
+		}
+		for _, s := range x.facts[m.Name].softdep {
+			fmt.Fprintf(&softdep, "softdep %s %s\n", m.Name, s)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(x.dir.builtin)) {
+		builtin.insert(name, "", 0)
+	}
+	return map[string][]byte{
+		"modules.dep": dep.Bytes(), "modules.alias": alias.Bytes(), "modules.softdep": softdep.Bytes(),
+		"modules.dep.bin": deps.encode(), "modules.alias.bin": aliases.encode(), "modules.builtin.bin": builtin.encode(),
+	}, nil
+}

@@ -1,0 +1,163 @@
+package initramfs
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// search looks a key up in an encoded trie as modprobe does.
+func search(t *testing.T, b []byte, key string) []string {
+	t.Helper()
+	require.Equal(t, []byte("\xb0\x07\xf4\x57\x00\x02\x00\x01"), b[:8])
+	return searchNode(b, binary.BigEndian.Uint32(b[8:]), key)
+}
+
+func searchNode(b []byte, at uint32, key string) []string {
+	be := binary.BigEndian
+	p := b[at&0x0fffffff:]
+	if at&0x80000000 != 0 {
+		prefix, _, _ := bytes.Cut(p, []byte{0})
+		p = p[len(prefix)+1:]
+		var ok bool
+		if key, ok = strings.CutPrefix(key, string(prefix)); !ok {
+			return nil
+		}
+	}
+	if at&0x20000000 != 0 {
+		first, last := p[0], p[1]
+		if key != "" {
+			if key[0] < first || key[0] > last || be.Uint32(p[2+4*int(key[0]-first):]) == 0 {
+				return nil
+			}
+			return searchNode(b, be.Uint32(p[2+4*int(key[0]-first):]), key[1:])
+		}
+		p = p[2+4*(int(last-first)+1):]
+	}
+	if key != "" || at&0x40000000 == 0 {
+		return nil
+	}
+	var values []string
+	n := be.Uint32(p)
+	p = p[4:]
+	for range n {
+		value, rest, _ := bytes.Cut(p[4:], []byte{0})
+		values, p = append(values, string(value)), rest
+	}
+	return values
+}
+
+func TestTrie(t *testing.T) {
+	for name, keys := range map[string][]string{
+		"none":              nil,
+		"one":               {"kvm"},
+		"begin alike":       {"virtio_pci", "virtio_mmio", "virtio", "virtio_blk", "vhost"},
+		"in another order":  {"virtio", "vhost", "virtio_blk", "virtio_pci", "virtio_mmio"},
+		"one within one":    {"abcdef", "abc", "abcd", "a"},
+		"nothing in common": {"zram", "ext4", "9p"},
+		"odd characters":    {"pci:v00001AF4d*sv*sd*bc*sc*i*", "of:N*T*Cfoo[a-z]", "~"},
+		"the empty one":     {"", "x"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := &trie{}
+			for i, k := range keys {
+				root.insert(k, "value of "+k, uint32(i))
+			}
+			root.insert("with \x00", "", 0)
+			root.insert("with \xc3\xa4", "", 0)
+			b := root.encode()
+			for _, k := range keys {
+				assert.Equal(t, []string{"value of " + k}, search(t, b, k), "%q", k)
+				assert.Empty(t, search(t, b, k+"!"), "%q", k)
+			}
+			assert.Empty(t, search(t, b, "nothing"))
+			assert.Empty(t, search(t, b, "with \xc3\xa4"))
+		})
+	}
+	t.Run("values of one key are in the order of their priority", func(t *testing.T) {
+		root := &trie{}
+		root.insert("k", "c", 3)
+		root.insert("k", "a", 1)
+		root.insert("k", "b", 2)
+		root.insert("k", "a again", 1)
+		assert.Equal(t, []string{"a", "a again", "b", "c"}, search(t, root.encode(), "k"))
+	})
+}
+
+func TestIndexes(t *testing.T) {
+	fsys := fstest.MapFS{
+		"kernel/a.ko":      file(koFile("name=a", "depends=b-b,d", "alias=fs-a", "description=a\nb", "alias=x\nalias y z", "alias=pci:v0-[0-9]x-y*")),
+		"kernel/b-b.ko.gz": file(gz(t, koFile("name=b_b", "depends=c,core"))),
+		"kernel/c.ko.xz":   file(xzip(t, koFile("name=c", "softdep=pre: x post: y"))),
+		"kernel/d.ko.zst":  file(zst(t, koFile("name=d", "depends=c"))),
+		"modules.builtin":  text("kernel/core.ko\n"),
+		"modules.order":    text("kernel/a.ko\n"),
+	}
+	d, err := NewModuleDir(fsys, "test")
+	require.NoError(t, err)
+	var steps []string
+	got, err := d.Indexes(t.Context(), func(done, total int) { steps = append(steps, fmt.Sprint(done, "/", total)) })
+	require.NoError(t, err)
+	assert.Equal(t, []string{"1/4", "2/4", "3/4", "4/4"}, steps)
+	assert.Equal(t, `kernel/a.ko: kernel/d.ko.zst kernel/b-b.ko.gz kernel/c.ko.xz
+kernel/b-b.ko.gz: kernel/c.ko.xz
+kernel/c.ko.xz:
+kernel/d.ko.zst: kernel/c.ko.xz
+`, string(got["modules.dep"]))
+	assert.Equal(t, "# Aliases extracted from modules themselves.\nalias fs_a a\nalias pci:v0_[0-9]x_y* a\n", string(got["modules.alias"]))
+	assert.Contains(t, string(got["modules.softdep"]), "\nsoftdep c pre: x post: y\n")
+	assert.Equal(t, []string{"kernel/b-b.ko.gz: kernel/c.ko.xz"}, search(t, got["modules.dep.bin"], "b_b"))
+	assert.Equal(t, []string{"a"}, search(t, got["modules.alias.bin"], "fs_a"))
+	assert.Equal(t, []string{""}, search(t, got["modules.builtin.bin"], "core"))
+
+	// With the indexes the same is selected as without.
+	opt := SelectOptions{Softdeps: true}
+	before, err := d.Select(opt, "a", "fs-a")
+	assert.ErrorIs(t, err, ErrNoModule, "an alias takes an index")
+	before, err = d.Select(opt, "a")
+	require.NoError(t, err)
+	for name, data := range got {
+		fsys[name] = file(data)
+	}
+	indexed, err := NewModuleDir(fsys, "test")
+	require.NoError(t, err)
+	after, err := indexed.Select(opt, "fs-a")
+	require.NoError(t, err)
+	assert.ElementsMatch(t, before.Load, after.Load)
+	assert.Equal(t, before.Absent, after.Absent)
+}
+
+func TestIndexesRefuse(t *testing.T) {
+	for name, c := range map[string]struct {
+		files fstest.MapFS
+		want  error
+		words string
+	}{
+		"a circle":       {fstest.MapFS{"a.ko": file(koFile("depends=b")), "b.ko": file(koFile("depends=a"))}, ErrModuleCycle, "->"},
+		"one is missing": {fstest.MapFS{"a.ko": file(koFile("depends=b"))}, ErrNoModule, "b (needed by a)"},
+		"no module":      {fstest.MapFS{"a.ko": text("text")}, ErrModule, "a.ko"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, err := NewModuleDir(c.files, "test")
+			require.NoError(t, err)
+			_, err = d.Indexes(t.Context(), nil)
+			require.ErrorIs(t, err, c.want)
+			assert.ErrorContains(t, err, c.words)
+		})
+	}
+	t.Run("ended", func(t *testing.T) {
+		d, err := NewModuleDir(unpacked(t), "test")
+		require.NoError(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		_, err = d.Indexes(ctx, nil)
+		assert.ErrorIs(t, err, context.Canceled)
+	})
+}
