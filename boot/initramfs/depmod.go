@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"runtime"
 	"slices"
 	"strings"
@@ -27,13 +28,37 @@ func (d *ModuleDir) Indexes(ctx context.Context, progress func(done, total int))
 	for name, file := range d.files {
 		list = append(list, Module{Name: name, Path: file})
 	}
-	slices.SortFunc(list, func(a, b Module) int { return strings.Compare(a.Path, b.Path) })
+	order, err := d.order()
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(list, func(a, b Module) int {
+		return cmp.Or(cmp.Compare(order[a.Name], order[b.Name]), strings.Compare(a.Path, b.Path))
+	})
 	facts, err := d.readAll(ctx, list, progress)
 	if err != nil {
 		return nil, err
 	}
 	x := indexer{dir: d, facts: facts, closures: map[string][]string{}}
 	return x.write(list)
+}
+
+// order reads modules.order, the order of the kernel's makefiles, in which
+// modprobe tries the modules that have an alias in common. Those that it does
+// not list come last.
+func (d *ModuleDir) order() (map[string]int, error) {
+	order := make(map[string]int, len(d.files))
+	for name := range d.files {
+		order[name] = math.MaxInt
+	}
+	n := 0
+	err := d.readIndex("modules.order", func(line string) error {
+		if name, ok := moduleName(line); ok && order[name] == math.MaxInt {
+			order[name], n = n, n+1
+		}
+		return nil
+	})
+	return order, err
 }
 
 // moduleFacts is what one module says of itself.
@@ -106,7 +131,7 @@ func (d *ModuleDir) readFacts(m Module) (moduleFacts, error) {
 			}
 		case strings.ContainsAny(kv.value, "\n\r"): // a line in an index can't have it
 		case kv.key == "alias":
-			f.aliases = append(f.aliases, normalAlias(kv.value))
+			f.aliases = append(f.aliases, kv.value)
 		case kv.key == "softdep":
 			f.softdep = append(f.softdep, kv.value)
 		}
@@ -194,7 +219,7 @@ func (x *indexer) write(list []Module) (map[string][]byte, error) {
 		deps.insert(m.Name, line, uint32(i))
 		for _, a := range x.facts[m.Name].aliases {
 			fmt.Fprintf(&alias, "alias %s %s\n", a, m.Name)
-			aliases.insert(a, m.Name, uint32(i))
+			aliases.insert(normalAlias(a), m.Name, uint32(i))
 		}
 		for _, s := range x.facts[m.Name].softdep {
 			fmt.Fprintf(&softdep, "softdep %s %s\n", m.Name, s)

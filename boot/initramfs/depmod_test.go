@@ -98,7 +98,7 @@ func TestIndexes(t *testing.T) {
 		"kernel/c.ko.xz":   file(xzip(t, koFile("name=c", "softdep=pre: x post: y"))),
 		"kernel/d.ko.zst":  file(zst(t, koFile("name=d", "depends=c"))),
 		"modules.builtin":  text("kernel/core.ko\n"),
-		"modules.order":    text("kernel/a.ko\n"),
+		"modules.order":    text("kernel/d.ko\nkernel/gone.ko\nkernel/a.o\nkernel/a.ko\nkernel/d.ko\n"),
 	}
 	d, err := NewModuleDir(fsys, "test")
 	require.NoError(t, err)
@@ -106,12 +106,12 @@ func TestIndexes(t *testing.T) {
 	got, err := d.Indexes(t.Context(), func(done, total int) { steps = append(steps, fmt.Sprint(done, "/", total)) })
 	require.NoError(t, err)
 	assert.Equal(t, []string{"1/4", "2/4", "3/4", "4/4"}, steps)
-	assert.Equal(t, `kernel/a.ko: kernel/d.ko.zst kernel/b-b.ko.gz kernel/c.ko.xz
+	assert.Equal(t, `kernel/d.ko.zst: kernel/c.ko.xz
+kernel/a.ko: kernel/d.ko.zst kernel/b-b.ko.gz kernel/c.ko.xz
 kernel/b-b.ko.gz: kernel/c.ko.xz
 kernel/c.ko.xz:
-kernel/d.ko.zst: kernel/c.ko.xz
 `, string(got["modules.dep"]))
-	assert.Equal(t, "# Aliases extracted from modules themselves.\nalias fs_a a\nalias pci:v0_[0-9]x_y* a\n", string(got["modules.alias"]))
+	assert.Equal(t, "# Aliases extracted from modules themselves.\nalias fs-a a\nalias pci:v0-[0-9]x-y* a\n", string(got["modules.alias"]))
 	assert.Contains(t, string(got["modules.softdep"]), "\nsoftdep c pre: x post: y\n")
 	assert.Equal(t, []string{"kernel/b-b.ko.gz: kernel/c.ko.xz"}, search(t, got["modules.dep.bin"], "b_b"))
 	assert.Equal(t, []string{"a"}, search(t, got["modules.alias.bin"], "fs_a"))
