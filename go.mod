@@ -5,6 +5,7 @@ go 1.26.3
 require (
 	github.com/anchore/go-lzo v0.1.1
 	github.com/bobuhiro11/gokvm v0.0.8-0.20231003020000-f53faca69d28
+	github.com/hanwen/go-fuse/v2 v2.12.1
 	github.com/klauspost/compress v1.20.3
 	github.com/lima-vm/go-qcow2reader v0.6.0
 	github.com/pierrec/lz4/v4 v4.1.33

@@ -45,6 +45,8 @@ var mayImport = map[string][]string{
 	"virtio/net/usernet":     {"virtio", "virtio/net", "memory"},
 	"virtio/vsock":           {"virtio", "memory"},
 	"virtio/console":         {"virtio", "memory"},
+	"virtio/fs":              {"virtio", "memory"},
+	"virtio/fs/hostdir":      {},
 	"virtio/virtiotest":      {"virtio", "virtio/mmio", "virtio/pci", "memory", "devices", "devices/pci"},
 	"vmm":                    {"kvm", "memory", "boot", "boot/", "devices", "devices/pci", "virtio", "virtio/mmio", "virtio/pci"},
 	"vmm/spec":               {"vmm", "kvm", "memory", "boot", "boot/", "devices", "devices/pci", "virtio", "virtio/"},
