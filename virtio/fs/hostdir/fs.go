@@ -279,8 +279,8 @@ func (f *FS) Stats() Stats {
 // the features of the protocol that it relies on. The caller may add to it. A
 // mount through /dev/fuse also needs the options default_permissions and
 // allow_other, which virtio-fs has by itself.
-func (f *FS) MountOptions() fuse.MountOptions {
-	o := fuse.MountOptions{
+func (f *FS) MountOptions() *fuse.MountOptions {
+	o := &fuse.MountOptions{
 		// Who may not have set-user-ID bits kept is said with each request, and
 		// the kernel need not ask for security.capability before each write.
 		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ATOMIC_O_TRUNC |
