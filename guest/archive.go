@@ -1,22 +1,30 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 
 	"github.com/vole-vmm/vole/boot/initramfs"
 )
 
-// Initramfs is a built-in initramfs with the executable that it takes /init
-// from, which stays open until Close.
+// Initramfs is a built-in initramfs with the files that it is made of, which stay
+// open until Close.
 type Initramfs struct {
 	*initramfs.Image
-	exe *os.File
+	files []*os.File
 }
 
-// Close closes the executable. The image cannot be read any more.
-func (i *Initramfs) Close() error { return i.exe.Close() }
+// Close closes the files. The image cannot be read any more.
+func (i *Initramfs) Close() error {
+	var err error
+	for _, f := range i.files {
+		err = errors.Join(err, f.Close())
+	}
+	return err
+}
 
 // Archive returns the built-in initramfs, in which /init is the executable exe
 // (for the running program, os.Executable or /proc/self/exe). The executable is
@@ -24,41 +32,50 @@ func (i *Initramfs) Close() error { return i.exe.Close() }
 // loads it: without symbols and debug information. It fails with
 // ErrNotExecutable, or with ErrDynamic naming the interpreter that exe needs.
 func Archive(exe string) (*Initramfs, error) {
-	f, err := os.Open(exe)
-	if err != nil {
+	var a initramfs.Archive
+	i := new(Initramfs)
+	if err := i.addInit(&a, exe, newLoadable); err != nil {
+		_ = i.Close()
 		return nil, fmt.Errorf("guest: %w", err)
 	}
-	i, err := archive(f)
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("guest: %s: %w", exe, err)
-	}
+	i.Image = a.Image()
 	return i, nil
 }
 
-func archive(f *os.File) (*Initramfs, error) {
+// addInit adds the base, and the executable as /init, which open takes in.
+func (i *Initramfs) addInit(a *initramfs.Archive, exe string, open func(io.ReaderAt, int64) (*loadable, error)) error {
+	init, err := i.open(exe, open)
+	if err != nil {
+		return err
+	}
+	if err := AddBase(a); err != nil {
+		return err
+	}
+	if err := a.Bytes(marker, 0o444, nil); err != nil {
+		return err
+	}
+	return a.File("init", 0o755, init, init.size)
+}
+
+// open opens a file of the archive.
+func (i *Initramfs) open(name string, open func(io.ReaderAt, int64) (*loadable, error)) (*loadable, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	i.files = append(i.files, f)
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%w: it is not a regular file", ErrNotExecutable)
+		return nil, fmt.Errorf("%s: %w: it is not a regular file", name, ErrNotExecutable)
 	}
-	init, err := newLoadable(f, st.Size())
+	l, err := open(f, st.Size())
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	var a initramfs.Archive
-	if err := AddBase(&a); err != nil {
-		return nil, err
-	}
-	if err := a.Bytes(marker, 0o444, nil); err != nil {
-		return nil, err
-	}
-	if err := a.File("init", 0o755, init, init.size); err != nil {
-		return nil, err
-	}
-	return &Initramfs{Image: a.Image(), exe: f}, nil
+	return l, nil
 }
 
 // AddBase adds what every initramfs needs besides its /init: the directories to

@@ -22,6 +22,9 @@ var (
 // maxSegments is more than any linker makes.
 const maxSegments = 256
 
+// maxInterp is as long as the kernel lets the interpreter's name be, in bytes.
+const maxInterp = 4096
+
 // loadable is the part of an ELF executable that a kernel loads: everything up
 // to the end of the last segment. Symbols and debug information lie behind
 // that, and section headers, which the header must then not promise.
@@ -29,11 +32,21 @@ type loadable struct {
 	io.ReaderAt
 	header []byte
 	size   int64
+	interp string // the interpreter that it needs, if any
 }
 
 // newLoadable checks that r, of size bytes, is an executable that runs without
 // an interpreter.
 func newLoadable(r io.ReaderAt, size int64) (*loadable, error) {
+	l, err := readLoadable(r, size)
+	if err == nil && l.interp != "" {
+		return nil, fmt.Errorf("%w: it needs the interpreter %s (build with CGO_ENABLED=0)", ErrDynamic, l.interp)
+	}
+	return l, err
+}
+
+// readLoadable checks that r, of size bytes, is an executable or a shared library.
+func readLoadable(r io.ReaderAt, size int64) (*loadable, error) {
 	var h elf.Header64
 	header := make([]byte, binary.Size(h))
 	if _, err := r.ReadAt(header, 0); err != nil {
@@ -67,6 +80,7 @@ func newLoadable(r io.ReaderAt, size int64) (*loadable, error) {
 		return nil, fmt.Errorf("%w: its program headers are cut off", ErrNotExecutable)
 	}
 	end := int64(h.Phoff) + int64(len(table))
+	interp := ""
 	for t := bytes.NewReader(table); t.Len() > 0; {
 		if err := binary.Read(t, binary.LittleEndian, &p); err != nil {
 			return nil, err
@@ -75,13 +89,14 @@ func newLoadable(r io.ReaderAt, size int64) (*loadable, error) {
 			return nil, fmt.Errorf("%w: it is cut off within a segment", ErrNotExecutable)
 		}
 		if elf.ProgType(p.Type) == elf.PT_INTERP {
-			path := make([]byte, min(p.Filesz, 256))
+			path := make([]byte, min(p.Filesz, maxInterp))
 			_, err := r.ReadAt(path, int64(p.Off))
 			if err != nil && err != io.EOF {
 				return nil, err
 			}
-			return nil, fmt.Errorf("%w: it needs the interpreter %s (build with CGO_ENABLED=0)",
-				ErrDynamic, bytes.TrimRight(path, "\x00"))
+			if interp = string(bytes.TrimRight(path, "\x00")); interp == "" {
+				return nil, fmt.Errorf("%w: its interpreter has no name", ErrNotExecutable)
+			}
 		}
 		end = max(end, int64(p.Off+p.Filesz))
 	}
@@ -89,7 +104,7 @@ func newLoadable(r io.ReaderAt, size int64) (*loadable, error) {
 	le.PutUint64(header[0x28:], 0) // e_shoff
 	le.PutUint16(header[0x3c:], 0) // e_shnum
 	le.PutUint16(header[0x3e:], 0) // e_shstrndx
-	return &loadable{ReaderAt: r, header: header, size: end}, nil
+	return &loadable{ReaderAt: r, header: header, size: end, interp: interp}, nil
 }
 
 // ReadAt reads the executable with the changed header in place.

@@ -18,7 +18,7 @@ const marker = "etc/vole-guest"
 const failedCode = 1
 
 // IsInit reports whether this process is PID 1 of a guest that was booted from
-// [Archive]'s initramfs, and so must call [Main]. It costs one system call in
+// an initramfs of [Archive] or [AgentArchive], and so must call [Main]. It costs one system call in
 // any other process.
 func IsInit() bool {
 	if os.Getpid() != 1 {
@@ -28,7 +28,7 @@ func IsInit() bool {
 	return unix.Stat("/"+marker, &st) == nil
 }
 
-// Main is PID 1. It ends the whole guest and does not return, unless something
+// Main is PID 1: the agent, if the archive is [AgentArchive]'s. It ends the whole guest and does not return, unless something
 // fails that leaves nothing else to do; the caller then exits with what it
 // returns, and the kernel panics. In a process for which [IsInit] is false it
 // returns 1 at once, having done nothing but say so.
@@ -37,8 +37,11 @@ func Main() (code int) {
 		fmt.Fprintln(os.Stderr, "vole guest: this process is not PID 1 of a guest of vole's, so it does nothing")
 		return failedCode
 	}
-	markBoot()
 	up := uptime()
+	markBoot()
+	if isAgent() {
+		return runAgent(up)
+	}
 	mounts := mountAll()
 	con := openConsole()
 	defer func() {

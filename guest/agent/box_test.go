@@ -1,0 +1,288 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/vole-vmm/vole/guest/remote"
+	"github.com/vole-vmm/vole/guest/wire"
+)
+
+// A box is a guest without a machine: this test again, as PID 1 of namespaces of its
+// own, with the agent's connections made over a socket that its end is passed through.
+const (
+	boxEnv     = "VOLE_AGENT_BOX" // the configuration
+	boxDirEnv  = "VOLE_AGENT_DIR" // a directory to mount on
+	boxFD      = 3
+	boxMapped  = 100000 // the host's user that is root in a box
+	boxTimeout = 2 * time.Minute
+)
+
+func TestMain(m *testing.M) {
+	if text := os.Getenv(boxEnv); text != "" && os.Getpid() == 1 {
+		boxMain(text)
+	} else if text != "" {
+		boxBuild()
+	}
+	if os.Getenv(payloadEnv) != "" {
+		payload()
+	}
+	os.Exit(m.Run())
+}
+
+func boxFatal(what string, err error) {
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "box: %s: %v\n", what, err)
+		os.Exit(99)
+	}
+}
+
+// boxBuild puts a box's file systems together, which takes the host's root, and starts
+// it. The share is this machine's root with a few devices, changes to which vanish.
+func boxBuild() {
+	dir := os.Getenv(boxDirEnv)
+	boxFatal("private mounts", unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	boxFatal("initramfs", unix.Mount("box", dir, "tmpfs", 0, "mode=0755"))
+	for _, d := range []string{"host", "root", "init", "upper", "work", "upper/dev", "upper/dev/pts", "upper/dev/shm", "upper/dev/mqueue"} {
+		boxFatal("mkdir", os.Mkdir(filepath.Join(dir, d), 0o755))
+	}
+	unix.Umask(0)
+	for name, minor := range map[string]int{"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9} {
+		boxFatal("mknod", unix.Mknod(filepath.Join(dir, "upper/dev", name), unix.S_IFCHR|0o666, int(unix.Mkdev(1, uint32(minor)))))
+	}
+	boxFatal("mknod", unix.Mknod(filepath.Join(dir, "upper/dev/tty"), unix.S_IFCHR|0o666, int(unix.Mkdev(5, 0))))
+	boxFatal("mknod", unix.Mknod(filepath.Join(dir, "upper/dev/ptmx"), unix.S_IFCHR|0o666, int(unix.Mkdev(5, 2))))
+	boxFatal("chown", os.Chown(filepath.Join(dir, "upper/dev"), boxMapped, boxMapped))
+	unix.Umask(0o022)
+	boxFatal("root", unix.Mount("/", dir+"/root", "", unix.MS_BIND, ""))
+	boxFatal("overlay", unix.Mount("box", dir+"/host", "overlay", 0,
+		fmt.Sprintf("lowerdir=%[1]s/root,upperdir=%[1]s/upper,workdir=%[1]s/work", dir)))
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = os.Environ()
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.ExtraFiles = []*os.File{os.NewFile(boxFD, "box")}
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: boxMapped, Size: 65536}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET,
+		UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
+		Credential: &syscall.Credential{}, Pdeathsig: syscall.SIGKILL,
+	}
+	runtime.LockOSThread() // the signal comes at the end of the thread
+	boxFatal("start", cmd.Start())
+	unix.Close(boxFD)
+	_ = cmd.Wait()
+	os.Exit(cmd.ProcessState.ExitCode())
+}
+
+// boxMain is a box's PID 1.
+func boxMain(text string) {
+	var c wire.Config
+	boxFatal("configuration", json.Unmarshal([]byte(text), &c))
+	dir := os.Getenv(boxDirEnv)
+	boxFatal("initramfs", unix.Mount("box", dir+"/init", "tmpfs", 0, "mode=0755"))
+	boxFatal("mkdir", os.Mkdir(dir+"/init/host", 0o755))
+	boxFatal("host", unix.Mount(dir+"/host", dir+"/init/host", "", unix.MS_BIND, ""))
+	boxFatal("chdir", unix.Chdir(dir+"/init"))
+	boxFatal("move", unix.Mount(".", "/", "", unix.MS_MOVE, ""))
+	boxFatal("chroot", unix.Chroot("."))
+	boxFatal("chdir", unix.Chdir("/"))
+	_ = os.Unsetenv(boxEnv)
+	unix.CloseOnExec(boxFD)
+	err := Run(Options{
+		Config: c,
+		Began:  uptime(),
+		Say:    func(s string) { fmt.Fprint(os.Stderr, s) },
+		Dial:   boxDial,
+		Share: func(tag, dir string, readOnly bool) error {
+			if tag != "host" {
+				return unix.EINVAL
+			}
+			return unix.Mount("/host", dir, "", unix.MS_BIND|unix.MS_REC, "")
+		},
+		PowerOff: func() { os.Exit(0) },
+	})
+	boxFatal("the agent went on", err)
+}
+
+// boxDial makes a connection and passes the other end to the test.
+func boxDial(port uint32) (*os.File, error) {
+	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(p[1])
+	if err := unix.Sendmsg(boxFD, []byte{0}, unix.UnixRights(p[1]), nil, 0); err != nil {
+		unix.Close(p[0])
+		return nil, err
+	}
+	return os.NewFile(uintptr(p[0]), "connection"), nil
+}
+
+// boxListener takes the ends that a box passes.
+type boxListener struct {
+	conn *net.UnixConn
+}
+
+func (l boxListener) Accept() (net.Conn, error) {
+	oob := make([]byte, unix.CmsgSpace(4))
+	n, oobn, _, _, err := l.conn.ReadMsgUnix(make([]byte, 1), oob)
+	if err == nil && n == 0 {
+		err = net.ErrClosed
+	}
+	if err != nil {
+		return nil, net.ErrClosed
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil || len(messages) != 1 {
+		return nil, fmt.Errorf("%d control messages: %w", len(messages), err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		return nil, err
+	}
+	unix.CloseOnExec(fds[0])
+	f := os.NewFile(uintptr(fds[0]), "connection")
+	defer f.Close()
+	return net.FileConn(f)
+}
+
+func (l boxListener) Close() error   { return l.conn.Close() }
+func (l boxListener) Addr() net.Addr { return l.conn.LocalAddr() }
+
+// box is a running box.
+type box struct {
+	net.Listener
+	cmd    *exec.Cmd
+	out    *said
+	exited chan struct{}
+}
+
+// said is what a box has on its console.
+type said struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (s *said) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *said) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// startBox starts a box.
+func startBox(t testing.TB, c wire.Config) *box {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	text, err := json.Marshal(c)
+	require.NoError(t, err)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	theirs, ours := os.NewFile(uintptr(pair[0]), "box"), os.NewFile(uintptr(pair[1]), "box")
+	conn, err := net.FileConn(ours)
+	require.NoError(t, err)
+	require.NoError(t, ours.Close())
+	dir, err := os.MkdirTemp("", "vole-box-")
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod(dir, 0o755))
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+
+	b := &box{Listener: boxListener{conn.(*net.UnixConn)}, out: &said{}, exited: make(chan struct{})}
+	b.cmd = exec.Command(testProgram(t))
+	b.cmd.Env = []string{boxEnv + "=" + string(text), boxDirEnv + "=" + dir}
+	b.cmd.Stdout, b.cmd.Stderr = b.out, b.out
+	b.cmd.ExtraFiles = []*os.File{theirs}
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	err = b.cmd.Start()
+	theirs.Close()
+	require.NoError(t, err)
+	go func() {
+		_ = b.cmd.Wait()
+		close(b.exited)
+	}()
+	t.Cleanup(func() {
+		_ = b.cmd.Process.Kill()
+		<-b.exited
+		conn.Close()
+		if t.Failed() {
+			t.Logf("console: %s", b.out)
+		}
+	})
+	return b
+}
+
+// testProgram is this test, where another user can run it.
+var testProgram = func() func(t testing.TB) string {
+	var once sync.Once
+	var path string
+	var err error
+	return func(t testing.TB) string {
+		once.Do(func() { path, err = copyProgram() })
+		require.NoError(t, err)
+		return path
+	}
+}()
+
+func copyProgram() (string, error) {
+	// In one place, so that only the last one stays.
+	path := filepath.Join(os.TempDir(), fmt.Sprintf("vole-agent-test-%d", os.Getuid()))
+	in, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return "", err
+	}
+	defer in.Close()
+	_ = os.Remove(path)
+	out, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(out, in)
+	return path, errors.Join(err, out.Close(), os.Chmod(path, 0o755))
+}
+
+// hostRoot is this machine's root, as a box's.
+func hostRoot() *wire.Root {
+	return &wire.Root{Tag: "host", Overlay: true, Writable: []wire.Text{"/dev"}}
+}
+
+// newGuest starts a box and the host's side of it.
+func newGuest(t testing.TB, c wire.Config) (*remote.Guest, *box) {
+	t.Helper()
+	if c.Root == nil {
+		c.Root = hostRoot()
+	}
+	b := startBox(t, c)
+	g := remote.New(b, remote.Options{})
+	t.Cleanup(func() { require.NoError(t, g.Close()) })
+	return g, b
+}
+
+// within is a context for the whole of a test.
+func bounded(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), boxTimeout)
+	t.Cleanup(cancel)
+	return ctx
+}

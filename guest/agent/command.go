@@ -1,0 +1,246 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vole-vmm/vole/guest/wire"
+)
+
+// Deadlines for files.
+var (
+	past  = time.Unix(1, 0)
+	never time.Time
+)
+
+// maxPending bounds the signals and sizes that wait for a command to start.
+const maxPending = 64
+
+// command is one of the host's commands.
+type command struct {
+	wire.Command
+	a       *agent
+	streams [wire.Terminal + 1]dialing
+
+	mu      sync.Mutex
+	child   *child
+	tty     *terminal
+	ended   bool
+	pending []unix.Signal
+	abort   func() // ends an OpRead or OpWrite
+}
+
+// dialing is a connection that is being made.
+type dialing struct {
+	done chan struct{} // nil: there is none to be
+	file *os.File
+	err  error
+}
+
+func newCommand(a *agent, w wire.Command) *command {
+	c := &command{Command: w, a: a}
+	for i := range c.streams {
+		if c.wants(i) {
+			c.streams[i].done = make(chan struct{})
+		}
+	}
+	return c
+}
+
+// wants says whether the command has stream i.
+func (c *command) wants(i int) bool {
+	switch {
+	case c.Op == wire.OpRead:
+		return i == 1
+	case c.Op == wire.OpWrite:
+		return i == 0
+	case i == wire.Terminal:
+		return c.TTY()
+	default:
+		return c.Files[i] == wire.FileStream
+	}
+}
+
+// dial begins to make the command's connections.
+func (c *command) dial() {
+	for i := range c.streams {
+		if s := &c.streams[i]; s.done != nil {
+			go func() {
+				defer close(s.done)
+				s.file, s.err = c.a.open(wire.Preface{Command: c.ID, Stream: uint8(i)})
+			}()
+		}
+	}
+}
+
+// connected waits for the connections.
+func (c *command) connected() error {
+	var failed error
+	for i := range c.streams {
+		if s := &c.streams[i]; s.done != nil {
+			<-s.done
+			if s.err != nil && failed == nil {
+				failed = fmt.Errorf("%s: a stream to the host: %w", c.Path, s.err)
+			}
+		}
+	}
+	return failed
+}
+
+// close closes the connections.
+func (c *command) close() {
+	for i := range c.streams {
+		if s := &c.streams[i]; s.done != nil {
+			<-s.done
+			if s.file != nil {
+				s.file.Close()
+			}
+		}
+	}
+}
+
+// run is the command's life.
+func (c *command) run() {
+	var exited *wire.Exited
+	var err error
+	switch c.Op {
+	case wire.OpExec:
+		exited, err = c.exec()
+	case wire.OpRead:
+		exited, err = c.readFile()
+	case wire.OpWrite:
+		exited, err = c.writeFile()
+	default:
+		err = fmt.Errorf("this guest can't do %q", string(c.Op))
+	}
+	c.close()
+	c.a.forget(c)
+	if err != nil {
+		c.a.send(wire.KindFailed, wire.Failed{ID: c.ID, Errno: errno(err), What: err.Error()})
+		return
+	}
+	exited.ID = c.ID
+	c.a.send(wire.KindExited, exited)
+}
+
+// exec runs a program.
+func (c *command) exec() (*wire.Exited, error) {
+	f, err := c.files()
+	if err != nil {
+		return nil, err
+	}
+	defer f.close()
+	ooms := c.a.oomsBefore()
+	began := time.Now()
+	child, err := c.fork(f.child)
+	f.closeChild()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.connected(); err != nil {
+		_ = c.a.children.signal(child, 0, unix.SIGKILL)
+		<-child.ended
+		return nil, err
+	}
+	c.begin(child, f.tty)
+	copiers := f.copy(c)
+	c.a.send(wire.KindStarted, wire.Started{ID: c.ID, PID: child.pid})
+	e := <-child.ended
+	c.end()
+	copiers.end(c.a)
+	return exitedOf(e, began, ooms), nil
+}
+
+// begin makes the child known to signal and resize, and does what has waited for it.
+func (c *command) begin(child *child, tty *terminal) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.child, c.tty = child, tty
+	for _, s := range c.pending {
+		c.kill(s)
+	}
+	c.pending = nil
+}
+
+func (c *command) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+	c.tty = nil
+}
+
+// signal sends a signal to the command, or to its terminal's foreground.
+func (c *command) signal(s unix.Signal) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.ended:
+	case c.abort != nil:
+		c.abort()
+	case c.child != nil:
+		c.kill(s)
+	case len(c.pending) < maxPending:
+		c.pending = append(c.pending, s)
+	}
+}
+
+// kill sends a signal to the child; the lock is held.
+func (c *command) kill(s unix.Signal) {
+	group := 0
+	// A background job of a shell has left the foreground to it.
+	if c.tty != nil {
+		group = c.tty.foreground()
+	}
+	err := c.a.children.signal(c.child, group, s)
+	if err == unix.ESRCH && group != 0 {
+		_ = c.a.children.signal(c.child, 0, s)
+	}
+}
+
+// resize changes the size of the command's terminal.
+func (c *command) resize(s wire.Size) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.tty != nil:
+		c.tty.resize(s)
+	case c.child == nil:
+		c.Size = s
+	}
+}
+
+// oomsBefore is how many processes the kernel has killed before a command begins. For
+// the first one that is none.
+func (a *agent) oomsBefore() int {
+	a.mu.Lock()
+	first := !a.ran
+	a.ran = true
+	a.mu.Unlock()
+	if first {
+		return 0
+	}
+	return oomKills()
+}
+
+// exitedOf says how a command has ended that began when the kernel had killed ooms
+// processes.
+func exitedOf(e end, began time.Time, ooms int) *wire.Exited {
+	x := &wire.Exited{
+		User:   e.usage.Utime.Nano(),
+		System: e.usage.Stime.Nano(),
+		MaxRSS: e.usage.Maxrss,
+		Wall:   int64(e.at.Sub(began)),
+	}
+	if !e.status.Signaled() {
+		x.Code = e.status.ExitStatus()
+		return x
+	}
+	x.Signal = int(e.status.Signal())
+	x.Core = e.status.CoreDump()
+	x.OOM = oomKills() > ooms
+	return x
+}

@@ -1,0 +1,154 @@
+package agent
+
+import (
+	"errors"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// A copier's buffer grows when what it reads fills it: most commands say little.
+	// 64 KiB is what a pipe and a packet of the socket device have.
+	smallBuffer = 4 << 10
+	largeBuffer = 64 << 10
+	// maxLeftover is how much of a terminal's output is read when the command has
+	// ended: more than its buffers have.
+	maxLeftover = 64 << 10
+	// maxDiscards bounds the outputs of commands that have ended which other
+	// processes still write to: they are read, to nowhere.
+	maxDiscards = 64
+)
+
+// output copies what a command writes to the host.
+type output struct {
+	from *os.File // our end of a pipe, or of a terminal
+	to   *os.File // the connection
+	tty  bool     // the connection goes on being read
+
+	done chan struct{}
+	open bool // there may be more, from others than the command; after done
+}
+
+func newOutput(from, to *os.File, tty bool) *output {
+	o := &output{from: from, to: to, tty: tty, done: make(chan struct{})}
+	go o.copy()
+	return o
+}
+
+// copy copies until the end of the output, or until the host does not want it. The
+// command's next write then raises SIGPIPE.
+func (o *output) copy() {
+	defer close(o.done)
+	buf := make([]byte, smallBuffer)
+	for {
+		n, err := o.from.Read(buf)
+		if n > 0 {
+			if _, werr := o.to.Write(buf[:n]); werr != nil {
+				if !o.tty {
+					o.from.Close()
+				}
+				return
+			}
+			if n == len(buf) && n < largeBuffer {
+				buf = make([]byte, largeBuffer)
+			}
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			o.open = o.drain(buf)
+			break
+		}
+		if err != nil {
+			break
+		}
+	}
+	if o.tty {
+		shut(o.to, unix.SHUT_WR)
+	} else {
+		o.to.Close()
+	}
+}
+
+// end is called when the command has ended: what it wrote is copied, and nothing that
+// comes later. It waits for that.
+func (o *output) end() {
+	_ = o.from.SetReadDeadline(past)
+	<-o.done
+}
+
+// drain copies what is there without waiting for more. It returns whether there can
+// be more.
+func (o *output) drain(buf []byte) (open bool) {
+	_ = o.from.SetReadDeadline(never)
+	rc, err := o.from.SyscallConn()
+	if err != nil {
+		return false
+	}
+	left := maxLeftover
+	if !o.tty {
+		_ = rc.Control(func(fd uintptr) { left, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+		if err != nil {
+			return false
+		}
+	}
+	for {
+		var n int
+		// At the least a byte is asked for, to see the end.
+		p := buf[:max(1, min(len(buf), left))]
+		if cerr := rc.Read(func(fd uintptr) bool { n, err = unix.Read(int(fd), p); return true }); cerr != nil {
+			return false
+		}
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return true
+		case err != nil || n <= 0:
+			return false
+		}
+		if left <= 0 {
+			return true // of somebody else
+		}
+		left -= n
+		if _, err := o.to.Write(p[:n]); err != nil {
+			return true
+		}
+	}
+}
+
+// discard reads to the end of an output, for processes that were left behind and
+// would not live long without it.
+func discard(f *os.File) {
+	buf := make([]byte, smallBuffer)
+	for {
+		if _, err := f.Read(buf); err != nil {
+			f.Close()
+			return
+		}
+	}
+}
+
+// input copies what the host sends to the command, until either does not want it any
+// more. ended is called at the end of what the host sends.
+func input(from, to *os.File, ended func()) {
+	buf := make([]byte, smallBuffer)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			if _, werr := to.Write(buf[:n]); werr != nil {
+				shut(from, unix.SHUT_RD)
+				return
+			}
+			if n == len(buf) && n < largeBuffer {
+				buf = make([]byte, largeBuffer)
+			}
+		}
+		if err != nil {
+			if err == io.EOF {
+				ended()
+			}
+			return
+		}
+	}
+}

@@ -1,0 +1,54 @@
+package agent
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// uptime is the time since the kernel started its clock.
+func uptime() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// release is the kernel's, as uname -r has it.
+func release() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// clockSlack is how far the clock may be off before it is set: a clock that jumps is
+// worse than one that is a little wrong.
+const clockSlack = 50 * time.Millisecond
+
+// setClock sets the clock to a time in nanoseconds since 1970.
+func setClock(now int64) error {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME, &ts); err == nil {
+		if off := time.Duration(now - ts.Nano()); off.Abs() <= clockSlack {
+			return nil
+		}
+	}
+	ts = unix.NsecToTimespec(now)
+	return unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
+}
+
+// Limits of open files that commands have: the soft one is the kernel's, since
+// programs loop over it, the hard one what services have on a distribution.
+const (
+	softFiles = 1024
+	hardFiles = 1 << 20
+)
+
+// limits gives this process the limits that its children inherit. What the kernel
+// refuses stays as it is.
+func limits() {
+	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: softFiles, Max: hardFiles})
+}

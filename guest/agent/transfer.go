@@ -1,0 +1,114 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vole-vmm/vole/guest/wire"
+)
+
+// readFile does OpRead: the file Path, as root sees it, goes to the host.
+func (c *command) readFile() (*wire.Exited, error) {
+	name := within(string(c.Dir), string(c.Path))
+	// A pipe without a writer does not hold this up.
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || st.IsDir() {
+		return nil, fmt.Errorf("%s: %w", name, errors.Join(err, unix.EISDIR))
+	}
+	return c.transfer(func(stream *os.File) error {
+		_, err := io.CopyBuffer(onlyWriter{stream}, onlyReader{f}, make([]byte, largeBuffer))
+		return err
+	})
+}
+
+// writeFile does OpWrite: the file Path, root's or the user's, is made of what the
+// host sends. It takes its name when it is whole.
+func (c *command) writeFile() (*wire.Exited, error) {
+	name := within(string(c.Dir), string(c.Path))
+	tmp := fmt.Sprintf("%s/.vole-%d-%d", path.Dir(name), unix.Getpid(), c.ID)
+	fd, err := unix.Open(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	exited, err := c.transfer(func(stream *os.File) error {
+		_, err := io.CopyBuffer(onlyWriter{f}, onlyReader{stream}, make([]byte, largeBuffer))
+		if err == nil && (c.UID != 0 || c.GID != 0) {
+			err = unix.Fchown(fd, int(c.UID), int(c.GID))
+		}
+		if err == nil {
+			err = unix.Fchmod(fd, c.Perm&0o7777)
+		}
+		if err == nil {
+			err = f.Close()
+		}
+		if err == nil {
+			err = unix.Rename(tmp, name)
+		}
+		return err
+	})
+	if err != nil || exited.What != "" {
+		_ = unix.Unlink(tmp)
+	}
+	return exited, err
+}
+
+// transfer runs do with the command's one connection. A signal to the command ends
+// it.
+func (c *command) transfer(do func(stream *os.File) error) (*wire.Exited, error) {
+	began := time.Now()
+	if err := c.connected(); err != nil {
+		return nil, err
+	}
+	stream := c.streams[0].file
+	if stream == nil {
+		stream = c.streams[1].file
+	}
+	c.mu.Lock()
+	aborted := len(c.pending) > 0
+	c.abort = func() { aborted = true; stream.Close() }
+	if aborted {
+		stream.Close()
+	}
+	c.mu.Unlock()
+	c.a.send(wire.KindStarted, wire.Started{ID: c.ID, PID: unix.Getpid()})
+	err := do(stream)
+	c.mu.Lock()
+	c.ended = true
+	if aborted {
+		err = errors.New("it was interrupted")
+	}
+	c.mu.Unlock()
+	x := &wire.Exited{Wall: int64(time.Since(began))}
+	if err != nil {
+		x.Code, x.What = 1, fmt.Sprintf("%s: %v", c.Path, cause(err))
+	}
+	return x, nil
+}
+
+// cause is an error without the names that package os puts before it.
+func cause(err error) error {
+	var e unix.Errno
+	if errors.As(err, &e) {
+		return e
+	}
+	return err
+}
+
+// onlyReader and onlyWriter hide what an os.File would do by itself.
+type (
+	onlyReader struct{ io.Reader }
+	onlyWriter struct{ io.Writer }
+)
