@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/stretchr/testify/require"
 
 	"github.com/vole-vmm/vole/memory"
@@ -79,6 +80,7 @@ func newFuzzGuest(f *testing.F) *fuzzGuest {
 		tree: newTree(), lines: &lineCount{},
 	}
 	g.tree.options.EnableLocks = true
+	g.tree.options.ExtraCapabilities = fuse.CAP_SETXATTR_EXT | fuse.CAP_HANDLE_KILLPRIV_V2
 	mem, err := memory.FromBytes(memory.Region{GPA: 0, Mem: g.ram}, memory.Region{GPA: fuzzRingGPA, Mem: g.rings})
 	require.NoError(f, err)
 	g.dev, err = fs.New(g.tree, fs.Options{Tag: "fuzz", Queues: 2, Workers: 2, Logger: slog.New(slog.NewTextHandler(g.lines, nil))})

@@ -117,6 +117,23 @@ func TestLengthOfHeader(t *testing.T) {
 	})
 }
 
+// TestLongerSetxattr: with SETXATTR_EXT its fixed part is longer, and has to be
+// there.
+func TestLongerSetxattr(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		tr := newTree()
+		tr.options.ExtraCapabilities = fuse.CAP_SETXATTR_EXT
+		g := mounted(t, open, tr, fs.Options{Logger: quiet(t)})
+		errno, _ := g.call(opSetxattr, 1, words(1, 0, "a", []byte("v")), 0)
+		assert.Equal(t, syscall.EINVAL, errno)
+		errno, _ = g.call(opSetxattr, 1, words(1, 0, 0, 0, "a", []byte("v")), 0)
+		assert.Zero(t, errno)
+		errno, b := g.call(opGetxattr, 1, words(10, 0, "a"), 10)
+		assert.Zero(t, errno)
+		assert.Equal(t, "v", string(b))
+	})
+}
+
 // TestExtensions: what says that it has extensions behind it has none, since none
 // were negotiated.
 func TestExtensions(t *testing.T) {

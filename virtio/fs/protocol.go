@@ -23,6 +23,7 @@ const (
 	opReadlink    = 5
 	opRead        = 15
 	opWrite       = 16
+	opSetXattr    = 21
 	opGetXattr    = 22
 	opListXattr   = 23
 	opInit        = 26
@@ -51,8 +52,10 @@ const (
 	offSize        = inHeaderSize + 16 // of READ, WRITE, READDIR, READDIRPLUS
 	offXattrSize   = inHeaderSize
 	offIoctlOut    = inHeaderSize + 28
-	offCount       = inHeaderSize      // of BATCH_FORGET
-	initSize       = inHeaderSize + 16 // of the oldest INIT
+	offCount       = inHeaderSize       // of BATCH_FORGET
+	offInitFlags   = outHeaderSize + 12 // of INIT's reply
+	initSize       = inHeaderSize + 16  // of the oldest INIT
+	longSetXattr   = inHeaderSize + 16  // the fixed part with SETXATTR_EXT
 	batchEntrySize = 16
 )
 
@@ -98,7 +101,7 @@ var kinds = [opcodes]kind{
 	17:            {name: "statfs", in: 40, out: 80},
 	18:            {name: "release", in: 64},
 	20:            {name: "fsync", in: 56},
-	21:            {name: "setxattr", in: 48, names: true},
+	opSetXattr:    {name: "setxattr", in: 48, names: true},
 	opGetXattr:    {name: "getxattr", in: 48, out: 8, names: true},
 	opListXattr:   {name: "listxattr", in: 48, out: 8},
 	24:            {name: "removexattr", in: 40, names: true},

@@ -104,11 +104,15 @@ func (d *Device) waitForLock(r *request) {
 
 // ask has the session answer, and is then as handle.
 func (r *request) ask() int {
-	server := r.d.session.enter()
+	server, flags := r.d.session.enter()
 	if server == nil {
 		return r.refuse(syscall.EIO)
 	}
 	defer r.d.session.leave()
+	if r.opcode == opSetXattr && flags&fuse.CAP_SETXATTR_EXT != 0 && len(r.in) < longSetXattr {
+		r.d.stats.malformed.Add(1)
+		return r.refuse(syscall.EINVAL)
+	}
 	return r.handle(server)
 }
 
@@ -309,7 +313,11 @@ func (r *request) begin() int {
 		return r.status(syscall.EIO)
 	}
 	n := r.handle(server)
-	r.d.session.started(r.errno(n) == 0)
+	ok, flags := r.errno(n) == 0, uint32(0)
+	if ok {
+		flags = binary.LittleEndian.Uint32(r.out[offInitFlags:])
+	}
+	r.d.session.started(ok, flags)
 	return n
 }
 

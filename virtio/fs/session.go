@@ -28,6 +28,7 @@ type session struct {
 	busy   int           // requests that have entered
 	idle   chan struct{} // if not nil, closed when busy comes to 0
 	server *fuse.ProtocolServer
+	flags  uint32        // that INIT has agreed on, those of 32 bits
 	over   chan struct{} // closed when the session is to end
 	told   bool          // over is closed
 	halted bool          // the device is being reset
@@ -46,24 +47,24 @@ func (s *session) start() *fuse.ProtocolServer {
 }
 
 // started says what became of INIT.
-func (s *session) started(ok bool) {
+func (s *session) started(ok bool, flags uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.phase = closed; ok {
-		s.phase = opened
+		s.phase, s.flags = opened, flags
 	}
 }
 
-// enter gives a request the session's server, nil if there is no session. Who got
-// one leaves.
-func (s *session) enter() *fuse.ProtocolServer {
+// enter gives a request the session's server, nil if there is no session, and the
+// flags that were agreed on. Who got one leaves.
+func (s *session) enter() (*fuse.ProtocolServer, uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.phase != opened {
-		return nil
+		return nil, 0
 	}
 	s.busy++
-	return s.server
+	return s.server, s.flags
 }
 
 func (s *session) leave() {
