@@ -31,7 +31,8 @@ var mayImport = map[string][]string{
 	"boot/initramfs":         {},
 	"boot":                   {"memory", "boot/"},
 	"boot/kernel":            {"memory", "boot", "boot/"},
-	"guest":                  {"boot/initramfs", "guest/wire"},
+	"guest":                  {"boot/initramfs", "guest/wire", "guest/agent"},
+	"guest/agent":            {"guest/wire"},
 	"guest/wire":             {},
 	"guest/remote":           {"guest/wire"},
 	"devices/pci":            {"devices"},
@@ -49,15 +50,16 @@ var mayImport = map[string][]string{
 	"virtio/fs/hostdir":      {},
 	"virtio/virtiotest":      {"virtio", "virtio/mmio", "virtio/pci", "memory", "devices", "devices/pci"},
 	"vmm":                    {"kvm", "memory", "boot", "boot/", "devices", "devices/pci", "virtio", "virtio/mmio", "virtio/pci"},
+	"vmm/harness":            {"vmm", "kvm", "memory", "boot", "boot/", "devices", "devices/pci", "guest", "guest/", "virtio", "virtio/mmio", "virtio/pci", "virtio/vsock", "virtio/fs", "virtio/fs/hostdir"},
 	"vmm/spec":               {"vmm", "kvm", "memory", "boot", "boot/", "devices", "devices/pci", "virtio", "virtio/"},
-	"cmd/vole":               {"vmm", "vmm/spec", "kvm", "memory", "boot", "boot/", "devices", "devices/pci", "guest", "virtio", "virtio/"},
+	"cmd/vole":               {"vmm", "vmm/spec", "vmm/harness", "kvm", "memory", "boot", "boot/", "devices", "devices/pci", "guest", "guest/", "virtio", "virtio/"},
 }
 
 // mayImportDirectly narrows mayImport where what comes along is not to be
 // named.
 var mayImportDirectly = map[string][]string{
 	"vmm/spec": {"vmm", "memory", "boot", "boot/", "virtio", "virtio/"},
-	"cmd/vole": {"vmm", "vmm/spec", "memory", "boot", "boot/", "guest", "virtio"},
+	"cmd/vole": {"vmm", "vmm/spec", "vmm/harness", "memory", "boot", "boot/", "guest", "guest/remote", "guest/wire", "virtio"},
 }
 
 // unsafePackages may hold files named *_unsafe.go.

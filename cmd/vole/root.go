@@ -19,6 +19,7 @@ console, and ends with an exit code that says how the guest ended.
 
   vole run                       boot this machine's own kernel to a one-screen report
   vole run -k vmlinuz -i initrd  boot that kernel with that initial RAM disk
+  vole exec -- make test         run a command on another kernel, over this machine's files
   vole doctor                    say what this host can do, and how to fix what it can't`,
 		Args:          noArguments,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -30,7 +31,7 @@ console, and ends with an exit code that says how the guest ended.
 		DisableAutoGenTag: true,
 	}
 	root.SetFlagErrorFunc(flagError)
-	commands := []*cobra.Command{newRun(), newKernel(), newDoctor(), newVersion(), newCompletion()}
+	commands := []*cobra.Command{newRun(), newExec(), newKernel(), newDoctor(), newVersion(), newCompletion()}
 	root.AddCommand(commands...)
 	root.SetHelpCommand(newHelp())
 	return root

@@ -91,6 +91,7 @@ func (f *runFlags) run() error {
 	}
 	ignoreStops()
 	s := &session{
+		command: "run",
 		cfg:     cfg,
 		machine: machine,
 		restart: machine.Restart(),
@@ -114,19 +115,8 @@ func (f *runFlags) run() error {
 
 // complete fills in what was not said: the kernel, the initrd, the cache and the logger.
 func (f *runFlags) complete(s *session) error {
-	level := slog.LevelWarn
-	if f.verbose {
-		level = slog.LevelDebug
-	}
-	s.log = slog.New(slog.NewTextHandler(s.stderr, &slog.HandlerOptions{Level: level}))
-	s.cfg.Logger = s.log
-	s.cfg.Epoch = s.started
-	if s.cfg.Kernel == "" {
-		k, err := kernel.Default()
-		if err != nil {
-			return &usageError{fmt.Errorf("--kernel is not given and there is none to take instead: %w", err)}
-		}
-		s.cfg.Kernel = k.Path
+	if err := s.complete(f.verbose); err != nil {
+		return err
 	}
 	if s.cfg.Initrd == "" && len(s.machine.Disks) == 0 {
 		// Not os.Executable: this one is still there when the file has been replaced.
@@ -139,6 +129,25 @@ func (f *runFlags) complete(s *session) error {
 			return fmt.Errorf("the built-in guest: %w; give --initrd", err)
 		}
 		s.builtin, s.cfg.Initrds = archive, []boot.Image{archive}
+	}
+	return nil
+}
+
+// complete fills in what was not said: the kernel, the cache and the logger.
+func (s *session) complete(verbose bool) error {
+	level := slog.LevelWarn
+	if verbose {
+		level = slog.LevelDebug
+	}
+	s.log = slog.New(slog.NewTextHandler(s.stderr, &slog.HandlerOptions{Level: level}))
+	s.cfg.Logger = s.log
+	s.cfg.Epoch = s.started
+	if s.cfg.Kernel == "" {
+		k, err := kernel.Default()
+		if err != nil {
+			return &usageError{fmt.Errorf("--kernel is not given and there is none to take instead: %w", err)}
+		}
+		s.cfg.Kernel = k.Path
 	}
 	if s.cfg.Boot != vmm.BootBzImage {
 		// A machine boots without a cache too.

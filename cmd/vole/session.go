@@ -22,9 +22,10 @@ const (
 	resetLoopCount = 10
 )
 
-// session is one `vole run`: the machine (and its successors), the terminal, the streams and how it
+// session is one `vole run`, or what a `vole exec` has in common with it: the machine (and its successors), the terminal, the streams and how it
 // all ends.
 type session struct {
+	command string // "run"
 	cfg     vmm.Config
 	machine spec.Machine // what cfg was made of, for its devices
 	restart bool
@@ -76,7 +77,7 @@ func (s *session) run() error {
 			err = rerr
 		default:
 			// How the guest ended is the exit code.
-			fmt.Fprintf(s.stderr, "vole: run: warning: %s\n", oneLine(rerr.Error()))
+			fmt.Fprintf(s.stderr, "vole: %s: warning: %s\n", s.command, oneLine(rerr.Error()))
 		}
 	}
 	if s.last.Boot.Missed && ctx.Err() == nil {
@@ -232,7 +233,7 @@ func (s *session) warnPVM() {
 		return
 	}
 	if v, _, err := vmm.CPUVirtualization(); err == nil && v == vmm.NoVirtualization {
-		fmt.Fprintf(s.stderr, "vole: run: warning: %s; going on (--timeout bounds it). To boot one: %s\n", pvmSays, pvmFix)
+		fmt.Fprintf(s.stderr, "vole: %s: warning: %s; going on (--timeout bounds it). To boot one: %s\n", s.command, pvmSays, pvmFix)
 	}
 }
 
@@ -316,11 +317,11 @@ func (s *session) fillCache(ctx context.Context) {
 			case errors.Is(err, kernel.ErrUnsupported), ctx.Err() != nil:
 				s.log.Info("no unpacked kernel for the next run", "reason", err)
 			default:
-				fmt.Fprintf(s.stderr, "vole: run: warning: the unpacked kernel is not kept for the next run: %s\n", oneLine(err.Error()))
+				fmt.Fprintf(s.stderr, "vole: %s: warning: the unpacked kernel is not kept for the next run: %s\n", s.command, oneLine(err.Error()))
 			}
 			return
 		case <-slow.C:
-			fmt.Fprintln(s.stderr, "vole: run: unpacking the kernel into the cache for the next run (Ctrl-c skips that)")
+			fmt.Fprintf(s.stderr, "vole: %s: unpacking the kernel into the cache for the next run (Ctrl-c skips that)\n", s.command)
 		}
 	}
 }

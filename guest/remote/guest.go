@@ -41,13 +41,18 @@ type Options struct {
 	// Logger receives what the agent wants to be known, and connections that make
 	// no sense; nil is silent.
 	Logger *slog.Logger
+	// Lost, if set, is called once when the agent has gone, with the reason as far as
+	// it is known here. What waits for the guest then waits for Fail or Close, which
+	// the caller owes: it may know more. Without it the Guest fails by itself.
+	Lost func(error)
 }
 
 // Guest is the agent of one guest, before and after it has connected. Its methods may
 // be called from any goroutine.
 type Guest struct {
-	l   net.Listener
-	log *slog.Logger
+	l    net.Listener
+	log  *slog.Logger
+	lost func(error)
 
 	ready chan struct{} // closed when hello is there
 	done  chan struct{} // closed when err is there: nothing more comes of the guest
@@ -68,7 +73,7 @@ type Guest struct {
 // New begins to serve l, which is the Guest's from then on. Close ends it.
 func New(l net.Listener, o Options) *Guest {
 	g := &Guest{
-		l: l, log: o.Logger,
+		l: l, log: o.Logger, lost: o.Lost,
 		ready: make(chan struct{}), done: make(chan struct{}),
 		running: make(map[uint32]*Cmd),
 		conns:   make(map[net.Conn]bool),
@@ -76,6 +81,9 @@ func New(l net.Listener, o Options) *Guest {
 	}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
+	}
+	if g.lost == nil {
+		g.lost = g.Fail
 	}
 	g.workers.Go(g.serve)
 	return g
@@ -146,7 +154,9 @@ func (g *Guest) serve() {
 	for {
 		c, err := g.l.Accept()
 		if err != nil {
-			g.Fail(fmt.Errorf("%w: %w", ErrLost, err))
+			if g.Err() == nil {
+				g.lost(fmt.Errorf("%w: %w", ErrLost, err))
+			}
 			return
 		}
 		if !g.keep(c) {
@@ -233,7 +243,9 @@ func (g *Guest) control(c net.Conn) {
 	} else if !errors.Is(err, ErrProtocol) {
 		err = fmt.Errorf("%w: %w", ErrLost, err)
 	}
-	g.Fail(err)
+	if g.Err() == nil {
+		g.lost(err)
+	}
 	g.drop(c)
 }
 

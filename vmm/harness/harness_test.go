@@ -1,0 +1,192 @@
+package harness
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/virtio"
+	"github.com/vole-vmm/vole/virtio/rng"
+	"github.com/vole-vmm/vole/vmm"
+)
+
+func TestOops(t *testing.T) {
+	for name, c := range map[string]struct {
+		line string
+		want bool
+	}{
+		"page fault":        {"[    4.012345] Oops: 0002 [#1] PREEMPT SMP NOPTI", true},
+		"protection":        {"[   14.1] general protection fault, probably for non-canonical address 0xdead: 0000 [#12] SMP", true},
+		"BUG":               {"[    1.000000] invalid opcode: 0000 [#1] PREEMPT SMP", true},
+		"what comes before": {"[    1.0] BUG: kernel NULL pointer dereference, address: 0000000000000000", false},
+		"no stamp":          {"Oops: 0002 [#1] PREEMPT SMP", false},
+		"no number":         {"[    1.0] what [#] is", false},
+		"not closed":        {"[    1.0] what [#1 is", false},
+		"a warning":         {"[    1.0] WARNING: CPU: 0 PID: 1 at kernel/x.c:1", false},
+	} {
+		t.Run(name, func(t *testing.T) { assert.Equal(t, c.want, isOops([]byte(c.line))) })
+	}
+}
+
+func TestConsole(t *testing.T) {
+	var out bytes.Buffer
+	var oopses []string
+	alive := 0
+	c := &console{out: &out, active: func() { alive++ }, oops: func(line string) { oopses = append(oopses, line) }}
+	text := "hello\r\n[    1.5] Oops: 0002 [#1] SMP\r\n" + strings.Repeat("x", 2*maxLine) + "\n[    1.6] Oops: 0002 [#2] SMP\n"
+	for _, b := range []byte(text) {
+		n, err := c.Write([]byte{b})
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+	}
+	assert.Equal(t, text, out.String())
+	assert.Equal(t, []string{"Oops: 0002 [#1] SMP"}, oopses)
+	assert.Equal(t, len(text), alive)
+	assert.NoError(t, c.failed())
+}
+
+type full struct{ n int }
+
+func (f *full) Write([]byte) (int, error) { f.n++; return 0, errors.New("full") }
+
+func TestConsoleLogFails(t *testing.T) {
+	log := &full{}
+	c := &console{out: log, active: func() {}, oops: func(string) {}}
+	for range 3 {
+		_, err := c.Write([]byte("x\n"))
+		require.NoError(t, err)
+	}
+	assert.Equal(t, 1, log.n)
+	assert.EqualError(t, c.failed(), "full")
+}
+
+func TestScreen(t *testing.T) {
+	var all []string
+	for i := range 100 {
+		all = append(all, fmt.Sprint("line ", i))
+	}
+	lines := strings.Split(string(screen([]byte(strings.Join(all, "\n")+"\n\r\n"))), "\n")
+	require.Len(t, lines, screenLines)
+	assert.Equal(t, "line 60", lines[0])
+	assert.Equal(t, "line 99", lines[screenLines-1])
+	assert.Equal(t, "ab", string(screen([]byte("ab"))))
+	assert.Empty(t, screen(nil))
+	long := append(bytes.Repeat([]byte{'x'}, 2*screenBytes), "\nend"...)
+	assert.Equal(t, "end", string(screen(long)))
+}
+
+func TestFailures(t *testing.T) {
+	for _, c := range []struct {
+		exit vmm.Exit
+		kind Kind
+		text string
+	}{
+		{vmm.Exit{Reason: vmm.Panic}, Panic, "the guest's kernel panicked"},
+		{vmm.Exit{Reason: vmm.Timeout}, Timeout, "the time for the guest has passed"},
+		{vmm.Exit{Reason: vmm.HostError, Err: errors.New("x")}, Host, "the machine can't go on: x"},
+		{vmm.Exit{Reason: vmm.TripleFault, Err: errors.New("x")}, Ended, "the guest can't go on: x"},
+		{vmm.Exit{Reason: vmm.Poweroff}, Ended, "the guest powered off before the command ended"},
+		{vmm.Exit{Reason: vmm.Reset}, Ended, "the guest reset before the command ended"},
+		{vmm.Exit{Reason: vmm.DebugExit, Code: 3}, Ended, "the guest wrote 0x3 to the debug exit port before the command ended"},
+	} {
+		t.Run(c.exit.Reason.String(), func(t *testing.T) {
+			f := failureOf(c.exit)
+			assert.Equal(t, c.kind, f.Kind)
+			assert.EqualError(t, f, c.text)
+			if c.exit.Err != nil {
+				assert.ErrorIs(t, f, c.exit.Err)
+			}
+		})
+	}
+	assert.Equal(t, "Attempted to kill init! exitcode=0x00000100",
+		panicLine([]byte("x\n[ 1.0] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n[ 1.1] CPU: 0\n")))
+	assert.Empty(t, panicLine([]byte("fine")))
+}
+
+func TestNeeds(t *testing.T) {
+	list := needs(vmm.TransportMMIO, []virtio.Device{rng.New(nil), rng.New(nil)}, true, []string{"ext4", "virtio_rng"})
+	assert.Equal(t, []string{"virtio_mmio", "vmw_vsock_virtio_transport", "virtio_rng", "overlay", "ext4"}, list)
+	assert.Equal(t, []string{"virtio_pci", "vmw_vsock_virtio_transport"}, needs(vmm.TransportPCI, nil, false, nil))
+}
+
+func TestBelow(t *testing.T) {
+	for _, c := range []struct {
+		root, dir, want string
+		ok              bool
+	}{
+		{"", "/lib/modules/6.1", "/lib/modules/6.1", true},
+		{"/srv/root", "/srv/root/lib/modules/6.1", "/lib/modules/6.1", true},
+		{"/srv/root", "/srv/root", "/", true},
+		{"/srv/root", "/lib/modules/6.1", "", false},
+		{"/srv/root", "/srv/rootless", "", false},
+	} {
+		got, ok := below(c.root, c.dir)
+		assert.Equal(t, c.want, got, "%+v", c)
+		assert.Equal(t, c.ok, ok, "%+v", c)
+	}
+}
+
+// closing counts its Close.
+type closing struct {
+	virtio.Device
+	closed int
+}
+
+func (c *closing) Close() error { c.closed++; return nil }
+
+func TestBadOptions(t *testing.T) {
+	kernel := filepath.Join(t.TempDir(), "vmlinuz")
+	require.NoError(t, os.WriteFile(kernel, []byte("not a kernel"), 0o644))
+	for name, c := range map[string]struct {
+		o    Options
+		want string
+	}{
+		"relative":      {Options{Root: &Root{Writable: []string{"x"}}}, "x is not an absolute path"},
+		"not there":     {Options{Root: &Root{Writable: []string{"/nowhere/at/all"}}}, "/nowhere/at/all"},
+		"negative":      {Options{Hang: -1}, "negative"},
+		"boot":          {Options{BootBound: -1}, "negative"},
+		"no root":       {Options{Root: &Root{None: true, Writable: []string{"/tmp"}}}, "without a root"},
+		"no such tree":  {Options{Root: &Root{Dir: "/nowhere"}}, "/nowhere"},
+		"no modules":    {Options{ModulesDir: "/nowhere"}, "/nowhere"},
+		"which modules": {Options{Modules: []string{"ext4"}, ModulesDir: t.TempDir()}, "modules"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &closing{Device: rng.New(nil)}
+			c.o.Machine.Kernel = kernel
+			c.o.Machine.Devices = []virtio.Device{d}
+			_, err := New(c.o)
+			require.ErrorIs(t, err, ErrOptions)
+			assert.ErrorContains(t, err, c.want)
+			assert.Equal(t, 1, d.closed, "a device belongs to New")
+		})
+	}
+}
+
+func TestWatcherCountsItsOwnTime(t *testing.T) {
+	m, err := New(Options{Machine: vmm.Config{Kernel: "/proc/self/exe"}, BootBound: 3 * tick, Hang: 2 * tick, Silence: -1})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, m.Close()) })
+	w := watcher{m: m}
+	require.Nil(t, w.tick())
+	require.Nil(t, w.tick())
+	f := w.tick()
+	require.NotNil(t, f)
+	assert.Equal(t, Hang, f.Kind)
+	assert.Contains(t, f.Text, "has not come up within")
+
+	w = watcher{m: m, ready: true}
+	require.Nil(t, w.tick())
+	m.Active()
+	require.Nil(t, w.tick())
+	require.Nil(t, w.tick())
+	f = w.tick()
+	require.NotNil(t, f)
+	assert.Contains(t, f.Text, "nothing has come of the guest for")
+}

@@ -1,0 +1,325 @@
+package harness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vole-vmm/vole/boot"
+	"github.com/vole-vmm/vole/guest"
+	"github.com/vole-vmm/vole/guest/remote"
+	"github.com/vole-vmm/vole/guest/wire"
+	"github.com/vole-vmm/vole/virtio"
+	"github.com/vole-vmm/vole/virtio/fs"
+	"github.com/vole-vmm/vole/virtio/fs/hostdir"
+	"github.com/vole-vmm/vole/virtio/vsock"
+	"github.com/vole-vmm/vole/vmm"
+)
+
+// guestCID is the guest's context id. Each machine may have the same.
+const guestCID = 3
+
+// Machine is a machine on which commands run. Its methods may be called from any
+// goroutine.
+type Machine struct {
+	o       Options
+	guest   *remote.Guest
+	sockets *vsock.Device
+	console *console
+	missing error // why there are no modules
+	archive agentArchive
+
+	vm       *vmm.Machine
+	devices  []virtio.Device
+	activity atomic.Uint32 // changes with each sign of life
+
+	mu      sync.Mutex
+	started bool
+	closing bool // an end of the machine is no failure
+	why     *Failure
+
+	watching sync.WaitGroup
+	lost     chan error // why the agent has gone
+	quit     chan struct{}
+	close    sync.Once
+	closeErr error
+}
+
+// agentArchive collects what the guest's memory is filled from.
+type agentArchive struct {
+	config  wire.Config
+	closers []io.Closer
+	images  []boot.Image
+}
+
+// New checks the options, finds the modules and makes the machine's own devices. The
+// first command may be put together with Guest before Start, which makes the machine and
+// boots it. Errors wrap ErrOptions where the caller is to blame.
+func New(o Options) (_ *Machine, err error) {
+	o = o.withDefaults()
+	m := &Machine{o: o, devices: o.Machine.Devices, lost: make(chan error, 2), quit: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			m.release()
+		}
+	}()
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	if !o.Root.None {
+		root, err := m.rootDevice()
+		if err != nil {
+			return nil, err
+		}
+		m.devices = append(m.devices, root)
+	}
+	m.sockets, err = vsock.New(vsock.Options{CID: guestCID, Logger: o.Logger})
+	if err != nil {
+		return nil, err
+	}
+	// First, since its driver is the first that is loaded.
+	m.devices = append([]virtio.Device{m.sockets}, m.devices...)
+	archive, dir, missing, err := m.o.modules(m.devices)
+	if err != nil {
+		return nil, err
+	}
+	m.missing = missing
+	config := wire.Config{Port: wire.DefaultPort, Mounts: o.Shares, Hostname: o.Hostname, Net: o.Net, CorePattern: o.CorePattern}
+	if archive != nil {
+		config.Modules = archive.Load
+		m.archive.closers = append(m.archive.closers, archive)
+		m.archive.images = append(m.archive.images, archive)
+	}
+	if !o.Root.None {
+		config.Root = &wire.Root{Tag: RootTag, Overlay: true, Writable: wire.Texts(o.Root.Writable)}
+		if inside, ok := below(o.Root.Dir, dir); ok && dir != "" {
+			config.Root.ModulesDir = wire.Text(inside)
+		}
+	}
+	m.archive.config = config
+	listener, err := m.sockets.Listen(wire.DefaultPort)
+	if err != nil {
+		return nil, err
+	}
+	m.guest = remote.New(listener, remote.Options{Logger: o.Logger, Lost: m.agentGone})
+	m.console = &console{out: o.Console, active: m.Active, oops: m.oopsed}
+	return m, nil
+}
+
+// below is the path of dir as a guest sees it whose root is root.
+func below(root, dir string) (string, bool) {
+	if root == "" {
+		root = "/"
+	}
+	rel, err := filepath.Rel(root, dir)
+	if err != nil || !filepath.IsLocal(rel) {
+		return "", false
+	}
+	return filepath.Join("/", rel), true
+}
+
+// rootDevice is the file system that the guest's root is made of.
+func (m *Machine) rootDevice() (virtio.Device, error) {
+	root := m.o.Root
+	if root.Dir == "" {
+		root.Dir = "/"
+	}
+	dir, err := hostdir.New(hostdir.Options{
+		Dir: root.Dir, ReadOnly: true, Writable: root.Writable, Hidden: hiddenBelow(root.Dir), Xattr: true, Logger: m.o.Logger,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrOptions, err)
+	}
+	d, err := fs.New(dir, fs.Options{Tag: RootTag, Queues: max(m.o.Machine.CPUs, 1), Logger: m.o.Logger})
+	if err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	return d, nil
+}
+
+func hiddenBelow(root string) []string {
+	if filepath.Clean(root) == "/" {
+		return Hidden
+	}
+	return nil
+}
+
+// Guest is the agent in the guest, also before it is there.
+func (m *Machine) Guest() *remote.Guest { return m.guest }
+
+// Sockets is the machine's vsock device, for connections besides the agent's.
+func (m *Machine) Sockets() *vsock.Device { return m.sockets }
+
+// VM is the machine underneath, nil before Start.
+func (m *Machine) VM() *vmm.Machine {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.vm
+}
+
+// Start makes the machine and boots it. A first command, if not nil, is started by the
+// agent itself. An error is that of vmm.New or of an unreadable Init; nothing runs then.
+func (m *Machine) Start(ctx context.Context, first *remote.Cmd) (err error) {
+	m.mu.Lock()
+	again := m.started || m.closing
+	m.started = true
+	m.mu.Unlock()
+	if again {
+		return fmt.Errorf("%w: started before, or closed", vmm.ErrState)
+	}
+	if first != nil {
+		if m.archive.config.Command, err = first.Early(); err != nil {
+			return err
+		}
+	}
+	init, err := guest.AgentArchive(m.o.Init, m.archive.config)
+	if err != nil {
+		return err
+	}
+	// Read by vmm.New; nothing of it is needed afterwards.
+	defer func() {
+		_ = init.Close()
+		m.closeImages()
+	}()
+	cfg := m.o.Machine
+	cfg.Initrd, cfg.Initrds = "", append([]boot.Image{init}, m.archive.images...)
+	cfg.Devices, cfg.ConsoleIn, cfg.ConsoleOut = m.devices, nil, m.console
+	m.devices = nil // the machine's from here on
+	vm, err := vmm.NewContext(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.vm = vm
+	m.mu.Unlock()
+	if err := vm.Start(); err != nil {
+		return err
+	}
+	m.watching.Go(m.watch)
+	return nil
+}
+
+// agentGone has watch find out why.
+func (m *Machine) agentGone(err error) {
+	select {
+	case m.lost <- err:
+	default: // it is known
+	}
+}
+
+// Active says that the guest has given a sign of life.
+func (m *Machine) Active() { m.activity.Add(1) }
+
+// Failure is why the guest can serve no command any more, nil as long as it can, or was
+// ended by Shutdown or Close.
+func (m *Machine) Failure() *Failure {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.why
+}
+
+// Done is closed when the guest can serve no command any more.
+func (m *Machine) Done() <-chan struct{} { return m.guest.Done() }
+
+// ConsoleError is why Options.Console does not have all of the console, nil if it has.
+func (m *Machine) ConsoleError() error { return m.console.failed() }
+
+// Shutdown ends the guest without loss: what runs is killed, everything written goes to
+// the host's disks, and the machine ends. The error is why that could not be made sure
+// of within ctx; Close is still to be called.
+func (m *Machine) Shutdown(ctx context.Context) error {
+	vm := m.VM()
+	if vm == nil {
+		return ErrNotStarted
+	}
+	if err := m.guest.Sync(ctx); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.closing = true
+	m.mu.Unlock()
+	return vm.Kill()
+}
+
+// Close ends the guest as it is, and gives everything back.
+func (m *Machine) Close() error {
+	m.close.Do(func() {
+		m.mu.Lock()
+		m.closing = true
+		vm := m.vm
+		m.mu.Unlock()
+		close(m.quit)
+		if vm != nil {
+			m.closeErr = vm.Close()
+		}
+		m.watching.Wait()
+		m.closeErr = errors.Join(m.closeErr, m.guest.Close())
+		m.release()
+	})
+	return m.closeErr
+}
+
+// release closes what is open and nobody's.
+func (m *Machine) release() {
+	m.closeImages()
+	for _, d := range m.devices {
+		if c, ok := d.(io.Closer); ok {
+			_ = c.Close()
+		}
+	}
+	m.devices = nil
+}
+
+func (m *Machine) closeImages() {
+	for _, c := range m.archive.closers {
+		_ = c.Close()
+	}
+	m.archive.closers, m.archive.images = nil, nil
+}
+
+// fail notes why the guest can serve no command any more, once, and ends the machine.
+func (m *Machine) fail(f *Failure) {
+	m.mu.Lock()
+	vm := m.vm
+	first := m.why == nil && !m.closing
+	if first {
+		m.why = f
+	}
+	m.mu.Unlock()
+	if !first {
+		return
+	}
+	if f.Console == nil && vm != nil {
+		f.Console = screen(vm.ConsoleTail())
+	}
+	m.guest.Fail(f)
+	if vm != nil {
+		_ = vm.Kill()
+	}
+}
+
+// oopsed is called with the line of the kernel's first oops.
+func (m *Machine) oopsed(line string) {
+	if !m.o.FatalOops {
+		m.o.Logger.Warn("the guest's kernel oopsed", "line", line)
+		return
+	}
+	// What else the kernel has to say about it is worth waiting for, in a goroutine: this
+	// one writes it.
+	m.watching.Go(func() {
+		select {
+		case <-time.After(oopsGrace):
+		case <-m.quit:
+		case <-m.VM().Done():
+		}
+		m.fail(&Failure{Kind: Oops, Text: "the guest's kernel oopsed: " + line})
+	})
+}
+
+// oopsGrace is how long a guest may go on after a fatal oops, to print its trace.
+const oopsGrace = 500 * time.Millisecond

@@ -1,0 +1,80 @@
+package harness
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/vole-vmm/vole/boot/initramfs"
+	"github.com/vole-vmm/vole/boot/kernel"
+	"github.com/vole-vmm/vole/virtio"
+	"github.com/vole-vmm/vole/vmm"
+)
+
+// deviceModules are the drivers of the device types, by their names in Linux.
+var deviceModules = map[virtio.Type]string{
+	virtio.TypeNet:     "virtio_net",
+	virtio.TypeBlock:   "virtio_blk",
+	virtio.TypeConsole: "virtio_console",
+	virtio.TypeEntropy: "virtio_rng",
+	virtio.TypeBalloon: "virtio_balloon",
+	virtio.TypeVsock:   "vmw_vsock_virtio_transport",
+	virtio.TypeFS:      "virtiofs",
+}
+
+// needs are the modules that a guest with these devices has to have.
+func needs(t vmm.Transport, devices []virtio.Device, overlay bool, more []string) []string {
+	transport := "virtio_mmio"
+	if t == vmm.TransportPCI {
+		transport = "virtio_pci"
+	}
+	list := []string{transport}
+	seen := make(map[string]bool)
+	add := func(name string) {
+		if name != "" && !seen[name] {
+			seen[name] = true
+			list = append(list, name)
+		}
+	}
+	// The one by which the agent reports comes first.
+	add(deviceModules[virtio.TypeVsock])
+	for _, d := range devices {
+		add(deviceModules[d.Type()])
+	}
+	if overlay {
+		add("overlay")
+	}
+	for _, name := range more {
+		add(name)
+	}
+	return list
+}
+
+// modules finds the modules for the guest. dir is "" and the archive nil if there is no
+// directory of them, which says what is missing by its error then.
+func (o *Options) modules(devices []virtio.Device) (archive *initramfs.ModuleArchive, dir string, missing error, err error) {
+	dir = o.ModulesDir
+	if dir == "" {
+		switch dir, err = kernel.ModulesFor(o.Machine.Kernel); {
+		case errors.Is(err, kernel.ErrNoModules):
+			if len(o.Modules) > 0 {
+				return nil, "", nil, fmt.Errorf("%w: %w", ErrOptions, err)
+			}
+			return nil, "", err, nil
+		case errors.Is(err, kernel.ErrUnsupported):
+			// Whether it can be booted at all is for vmm to say.
+			return nil, "", err, nil
+		case err != nil:
+			return nil, "", nil, fmt.Errorf("%w: %w", ErrOptions, err)
+		}
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, "", nil, err
+	}
+	cache := initramfs.Cache{Dir: o.ModulesCache}
+	archive, err = cache.Modules(dir, initramfs.SelectOptions{}, needs(o.Machine.Transport, devices, !o.Root.None, o.Modules)...)
+	if err != nil {
+		return nil, "", nil, fmt.Errorf("%w: %w", ErrOptions, err)
+	}
+	return archive, dir, nil, nil
+}

@@ -1,0 +1,136 @@
+package harness
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/vole-vmm/vole/guest/wire"
+	"github.com/vole-vmm/vole/vmm"
+)
+
+const (
+	// DefaultCmdline is the kernel command line of a Machine: that of vmm, and as
+	// little on the console as a kernel does by itself, since the console is only
+	// looked at when something fails.
+	DefaultCmdline = vmm.DefaultCmdline + " quiet"
+	// DefaultBootBound is how long a guest may take until its agent is ready.
+	DefaultBootBound = 2 * time.Minute
+	// DefaultSilence is how long an agent may leave a question unanswered.
+	DefaultSilence = time.Minute
+	// RootTag is the tag of the root's virtio file system.
+	RootTag = "vole-root"
+)
+
+// ErrOptions is wrapped by errors about Options that no machine can be made of.
+var ErrOptions = errors.New("harness: bad options")
+
+// Options describe a Machine. The zero value of every field but Machine.Kernel is a
+// good default.
+type Options struct {
+	// Machine is the machine itself. Its Initrd, Initrds and console streams are not
+	// for the caller; an empty Cmdline is DefaultCmdline. The devices belong to the
+	// Machine from New on, also if that fails.
+	Machine vmm.Config
+	// ModulesDir has the kernel's modules (lib/modules/RELEASE); "" looks for it as
+	// kernel.ModulesFor does, and goes on without if there is none: all may be built
+	// in.
+	ModulesDir string
+	// Modules are names of modules to load besides those that the machine needs.
+	Modules []string
+	// ModulesCache is a directory for archives of modules; "" is none.
+	ModulesCache string
+	// Init is the executable that becomes /init; "" is the running program. Its main
+	// calls guest.IsInit and guest.Main first.
+	Init string
+
+	// Root is the host's directory tree for the guest; nil is Root{}.
+	Root *Root
+	// Shares are mounted in the guest after the root. Their devices are in
+	// Machine.Devices.
+	Shares []wire.Mount
+	// Hostname is the guest's; Net the address of its first network device.
+	Hostname    string
+	Net         *wire.Net
+	CorePattern string
+
+	// BootBound is how long the guest may take until its agent is ready; 0 is
+	// DefaultBootBound.
+	BootBound time.Duration
+	// Silence is how long the agent may leave a question unanswered, which is asked
+	// now and then; 0 is DefaultSilence, less than 0 never asks.
+	Silence time.Duration
+	// Hang ends a guest of which nothing has come for as long: no byte on its console,
+	// none of a command (Machine.Active). 0 is never. It counts from when the agent
+	// is ready.
+	Hang time.Duration
+	// FatalOops ends the guest at its kernel's first oops.
+	FatalOops bool
+
+	// Console receives all that the guest writes to its console; nil is nothing. Its
+	// first error ends that.
+	Console io.Writer
+	// Logger receives what an operator may want to know; nil is silent.
+	Logger *slog.Logger
+}
+
+// Root says which of the host's files the guest sees and may change.
+type Root struct {
+	// Dir is the directory that is the guest's root; "" is "/".
+	Dir string
+	// Writable are directories below Dir, absolute paths on the host, in which the
+	// guest's changes are the host's.
+	Writable []string
+	// None gives the guest no root but the initramfs: Init has to bring what it needs.
+	None bool
+}
+
+// Hidden are the directories of a host's root that are the kernel's, and of which the
+// guest has its own.
+var Hidden = []string{"/proc", "/sys", "/dev"}
+
+func (o Options) withDefaults() Options {
+	if o.Machine.Cmdline == "" {
+		o.Machine.Cmdline = DefaultCmdline
+	}
+	if o.Init == "" {
+		// Not os.Executable: this one is still there when the file has been replaced.
+		o.Init = "/proc/self/exe"
+	}
+	if o.Root == nil {
+		o.Root = &Root{}
+	}
+	if o.BootBound == 0 {
+		o.BootBound = DefaultBootBound
+	}
+	if o.Silence == 0 {
+		o.Silence = DefaultSilence
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Machine.Logger == nil {
+		o.Machine.Logger = o.Logger
+	}
+	return o
+}
+
+func (o *Options) check() error {
+	switch {
+	case o.BootBound < 0:
+		return fmt.Errorf("%w: the boot's bound of %v is negative", ErrOptions, o.BootBound)
+	case o.Hang < 0:
+		return fmt.Errorf("%w: the bound of %v for a silent guest is negative", ErrOptions, o.Hang)
+	case o.Root.None && len(o.Root.Writable) > 0:
+		return fmt.Errorf("%w: %s can't be writable without a root", ErrOptions, o.Root.Writable[0])
+	}
+	for _, dir := range o.Root.Writable {
+		if !filepath.IsAbs(dir) {
+			return fmt.Errorf("%w: %s is not an absolute path", ErrOptions, dir)
+		}
+	}
+	return nil
+}
