@@ -111,10 +111,31 @@ func vole(t testing.TB, args ...string) result {
 	return start(t, args...).wait()
 }
 
-// voleWithin is vole with another bound.
+// voleWithin is vole with another bound. It says now and then that it goes on: the
+// rig takes a long silence for the end.
 func voleWithin(t testing.TB, bound time.Duration, args ...string) result {
 	t.Helper()
-	return startWithin(t, bound, args...).wait()
+	r := startWithin(t, bound, args...)
+	done := make(chan struct{})
+	said := make(chan struct{})
+	go func() {
+		defer close(said)
+		tick := time.NewTicker(time.Minute)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				t.Logf("the guest runs; its console has %d bytes", len(r.out.String()))
+			}
+		}
+	}()
+	defer func() {
+		close(done)
+		<-said
+	}()
+	return r.wait()
 }
 
 // running is a vole command that runs.
