@@ -79,6 +79,11 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 		f.given = append(f.given, func(m *spec.Machine) { m.Ports = append(m.Ports, p) })
 		return err
 	}}, "port", "a stream between a Unix socket and the guest's /dev/virtio-ports/NAME (repeatable): "+spec.PortUsage)
+	fs.Var(&each{kind: "SHARE", set: func(s string) error {
+		d, err := spec.ParseShare(s)
+		f.given = append(f.given, func(m *spec.Machine) { m.Shares = append(m.Shares, d) })
+		return err
+	}}, "share", "a directory of this host, for mount -t virtiofs TAG in the guest (repeatable): "+spec.ShareUsage)
 	text("transport", "", "WAY", "how the guest reaches its virtio devices: pci (default), mmio, or mmio-cmdline (named on the kernel's command line, for kernels without ACPI)",
 		func(m *spec.Machine, s string) { m.Transport = s })
 	fs.BoolFunc("rng", "give the guest a source of entropy", func(s string) error {
@@ -95,6 +100,7 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 		"a machine in JSON, with these flags' long names as keys; flags win over it")
 
 	completeFiles(cmd, "kernel", "initrd", "console", "config", "disk", "vsock")
+	_ = cmd.MarkFlagDirname("share")
 	completeWords(cmd, "transport", "pci", "mmio")
 	completeWords(cmd, "net", "user", "tap=")
 	completeWords(cmd, "console-device", "serial", "virtio")

@@ -72,8 +72,8 @@ type FileSystem interface {
 type Options struct {
 	// Tag is what the guest mounts it by: 1 to MaxTag bytes of printable UTF-8.
 	Tag string
-	// Queues is the number of request queues, at best one for each vCPU; 0 is 1.
-	// Linux uses more than one since 6.9.
+	// Queues is the number of request queues, at best one for each vCPU; 0 is 1, and
+	// more than MaxQueues are MaxQueues. Old kernels use only the first.
 	Queues int
 	// Workers is how many requests of a queue are worked on at a time; 0 is
 	// DefaultWorkers. All queues together have not more than MaxWorkers.
@@ -150,6 +150,7 @@ func newDevice(fsys FileSystem, o Options) (*Device, error) {
 	if o.Queues == 0 {
 		o.Queues = 1
 	}
+	o.Queues = min(o.Queues, MaxQueues)
 	if o.Workers == 0 {
 		o.Workers = DefaultWorkers
 	}
@@ -157,7 +158,7 @@ func newDevice(fsys FileSystem, o Options) (*Device, error) {
 		return nil, err
 	}
 	switch {
-	case o.Queues < 1 || o.Queues > MaxQueues:
+	case o.Queues < 1:
 		return nil, fmt.Errorf("%s: %d queues: 1 to %d are possible", o.Tag, o.Queues, MaxQueues)
 	case o.Workers < 1 || o.Workers > MaxWorkers:
 		return nil, fmt.Errorf("%s: %d workers: 1 to %d are possible", o.Tag, o.Workers, MaxWorkers)

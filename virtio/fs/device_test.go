@@ -54,7 +54,6 @@ func TestNewRefuses(t *testing.T) {
 		"a NUL in the tag":     {fs.Options{Tag: "a\x00b"}, "printed"},
 		"a newline in the tag": {fs.Options{Tag: "a\n"}, "printed"},
 		"no UTF-8":             {fs.Options{Tag: "\xff"}, "printed"},
-		"too many queues":      {fs.Options{Tag: "t", Queues: 17}, "17 queues"},
 		"negative queues":      {fs.Options{Tag: "t", Queues: -1}, "-1 queues"},
 		"too many workers":     {fs.Options{Tag: "t", Workers: 65}, "65 workers"},
 	} {

@@ -11,8 +11,8 @@ import (
 )
 
 // Devices opens what the virtio devices of the machine stand on and makes them, in the order of their
-// slots: disks, networks, sockets, consoles, the source of entropy. They are the caller's to close,
-// which [vmm.New] does for those of its Config. An error is a *FieldError, or one of the host's, and
+// slots: disks, networks, sockets, consoles, shares, the source of entropy. They are the caller's to
+// close, which [vmm.New] does for those of its Config. An error is a *FieldError, or one of the host's, and
 // nothing is open then. streams are for a console on a virtio device; log receives the devices'
 // errors, nil is silent.
 func (m Machine) Devices(streams ConsoleStreams, log *slog.Logger) (list []virtio.Device, err error) {
@@ -62,6 +62,11 @@ func (m Machine) Devices(streams ConsoleStreams, log *slog.Logger) (list []virti
 		return list, err
 	}
 	list = append(list, consoles...)
+	shares, err := m.shares(cpus, log)
+	if err != nil {
+		return list, err
+	}
+	list = append(list, shares...)
 	if m.RNG {
 		list = append(list, rng.New(nil))
 	}

@@ -64,6 +64,8 @@ type Machine struct {
 	ConsoleDevice string `json:"console-device,omitempty"`
 	// Ports are named streams between host and guest.
 	Ports []Port `json:"port,omitempty"`
+	// Shares are directories of the host that the guest can mount.
+	Shares []Share `json:"share,omitempty"`
 
 	// Timeout is a duration as [ParseTimeout] reads it.
 	Timeout Text `json:"timeout,omitempty"`
@@ -192,6 +194,9 @@ func (m Machine) Config() (vmm.Config, error) {
 	if err := checkPorts(m.Ports); err != nil {
 		return vmm.Config{}, &FieldError{"port", err}
 	}
+	if err := checkShares(m.Shares); err != nil {
+		return vmm.Config{}, &FieldError{"share", err}
+	}
 	if m.OnReset != "" && m.OnReset != onResetValues[0] && m.OnReset != onResetValues[1] {
 		return vmm.Config{}, bad("on-reset", "%q is not one of %s", m.OnReset, strings.Join(onResetValues, ", "))
 	}
@@ -200,7 +205,7 @@ func (m Machine) Config() (vmm.Config, error) {
 
 // numDevices is how many virtio devices the machine has.
 func (m Machine) numDevices() int {
-	n := len(m.Disks) + len(m.Nets)
+	n := len(m.Disks) + len(m.Nets) + len(m.Shares)
 	for _, one := range []bool{m.Vsock != nil, m.VirtioConsole(), len(m.Ports) > 0, m.RNG} {
 		if one {
 			n++
@@ -211,10 +216,14 @@ func (m Machine) numDevices() int {
 
 // mostDevices is the field that brings most of the devices.
 func (m Machine) mostDevices() string {
-	if len(m.Nets) > len(m.Disks) {
-		return "net"
+	name, most := "disk", len(m.Disks)
+	if n := len(m.Nets); n > most {
+		name, most = "net", n
 	}
-	return "disk"
+	if len(m.Shares) > most {
+		name = "share"
+	}
+	return name
 }
 
 // Restart says whether a guest that resets is to be started again.
