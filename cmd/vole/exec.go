@@ -117,7 +117,7 @@ func newExec() *cobra.Command {
 		fmt.Sprintf("how long the guest may take to come up (default %v)", harness.DefaultBootBound))
 	fs.BoolVar(&f.fatalOops, "fatal-oops", false, "end the guest at its kernel's first oops")
 	onceString(fs, &f.consoleLog, "console-log", "FILE", "write the guest's console to a file")
-	onceString(fs, &f.report, "report", "FILE", "write what happened when: JSON if the name ends in .json, else text; - is stderr")
+	onceString(fs, &f.report, "report", "FILE", "write what happened when: JSON if the name ends in .json, a picture if in .svg, else text; - is stderr")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "say more on stderr")
 	completeFiles(cmd, "report", "console-log")
 	_ = cmd.MarkFlagDirname("rw")

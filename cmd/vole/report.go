@@ -170,6 +170,8 @@ func (r *report) write(run *runReport, stderr io.Writer) error {
 			return err
 		}
 		text = b.Bytes()
+	} else if strings.HasSuffix(r.file.path, ".svg") {
+		text = timelineSVG(fmt.Sprintf("vole: %s on %s", run.Exit, run.Boot.Kernel), run.timeline())
 	}
 	if _, err := (&boundedWriter{stream: r.file.stream}).Write(text); err != nil {
 		return r.file.fail("write", err)

@@ -41,7 +41,8 @@ A guest that resets ends the run, or with --on-reset restart is started again, u
 have reset within five seconds each. --timeout is for all of them together.
 
 --report writes a timeline from the start of the process, the vCPUs' exits by kind and the memory
-used: as text to stderr for -, otherwise to a file, as JSON if its name ends in .json.`
+used: as text to stderr for -, otherwise to a file, as JSON if its name ends in .json; if it ends in
+.svg, it is a picture of the timeline.`
 
 const runExitCodes = `  0        the guest powered off, or wrote 0 to the debug exit port
   1        an error on the host
@@ -76,7 +77,7 @@ func newRun() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error { return f.run() },
 	}
 	f.machineFlags.add(cmd)
-	onceString(cmd.Flags(), &f.report, "report", "FILE", "write what happened when: JSON if the name ends in .json, else text; - is stderr")
+	onceString(cmd.Flags(), &f.report, "report", "FILE", "write what happened when: JSON if the name ends in .json, a picture if in .svg, else text; - is stderr")
 	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "say more on stderr")
 	completeFiles(cmd, "report")
 	cmd.Flags().SortFlags = false
