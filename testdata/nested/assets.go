@@ -22,6 +22,11 @@ const (
 	AssetFio     = "fio"     // an ext4 image to chroot into, with /bin/fio and /mnt
 	AssetRoot    = "root"    // an ext4 image of a small Debian system with systemd; root has no password
 
+	// AssetDrivers are the modules that a guest of vole's needs, of every kernel, with
+	// a modules.dep: "drivers-6.1-cloud" those of one. They stand in the kernel's own
+	// modules directory, where whoever looks for a kernel's modules finds them.
+	AssetDrivers = "drivers"
+
 	// Kernel images that don't run on x86-64, where the archive has them.
 	AssetI386  = ComponentI386  // a bzImage
 	AssetARM64 = ComponentARM64 // an Image
@@ -82,6 +87,13 @@ func assetPath(name string) (string, error) {
 	}
 	if name == AssetI386 || name == AssetARM64 {
 		return foreignKernel(name)
+	}
+	if isDrivers(name) {
+		kernels, err := driversOf(name)
+		if err != nil {
+			return "", err
+		}
+		return kernels[0].Modules, nil
 	}
 	if strings.HasPrefix(name, "kernel-") || strings.HasPrefix(name, "modules-") {
 		list, err := Kernels()

@@ -21,6 +21,8 @@ var hostModules = []string{"irqbypass", "kvm", "kvm-amd"}
 type packer struct {
 	archive initramfs.Archive
 	open    []*os.File
+	files   []string // paths of what is in it
+	indexed []Kernel // whose modules directories get a modules.dep
 }
 
 func (p *packer) close() {
@@ -78,6 +80,7 @@ func (p *packer) file(at, path string) error {
 	if err != nil {
 		return fmt.Errorf("nested: bring %s into the emulated host: %w", path, err)
 	}
+	p.files = append(p.files, at)
 	return p.archive.File(at, st.Mode().Perm(), f, st.Size())
 }
 
@@ -138,6 +141,18 @@ func (p *packer) asset(name string) error {
 	if name == AssetQEMU {
 		return p.qemu()
 	}
+	if isDrivers(name) {
+		kernels, err := driversOf(name)
+		if err != nil {
+			return err
+		}
+		for _, k := range kernels {
+			if err := p.drivers(k); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	path, err := Asset(name)
 	if err != nil {
 		return err
@@ -172,6 +187,9 @@ func (p *packer) modules(k Kernel, names []string) ([]string, error) {
 
 // write stores the archive in a temporary file, which is the caller's.
 func (p *packer) write() (string, error) {
+	if err := p.indexes(); err != nil {
+		return "", err
+	}
 	f, err := os.CreateTemp("", "vole-nested-*.cpio")
 	if err != nil {
 		return "", fmt.Errorf("nested: write the emulated host's initramfs: %w", err)

@@ -51,7 +51,7 @@ func main() {
 	var always, quiet, stdin, check, env bool
 	var limit time.Duration
 	flag.Var(&assets, "asset", "bring in an asset: "+strings.Join([]string{
-		nested.AssetBusybox, nested.AssetQEMU, nested.KernelCloud61, nested.KernelGeneric61, nested.KernelCloud612}, ", ")+" (repeatable)")
+		nested.AssetBusybox, nested.AssetDrivers, nested.AssetQEMU, nested.KernelCloud61, nested.KernelGeneric61, nested.KernelCloud612}, ", ")+" (repeatable)")
 	flag.Var(&files, "file", "bring in a file or directory (repeatable)")
 	flag.Var(&out, "out", "bring back a file or directory (repeatable)")
 	flag.Var((*list)(&c.Env), "env", "set a variable, NAME=VALUE (repeatable)")
