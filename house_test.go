@@ -51,15 +51,18 @@ var mayImport = map[string][]string{
 	"virtio/virtiotest":      {"virtio", "virtio/mmio", "virtio/pci", "memory", "devices", "devices/pci"},
 	"vmm":                    {"kvm", "memory", "boot", "boot/", "devices", "devices/pci", "virtio", "virtio/mmio", "virtio/pci"},
 	"vmm/harness":            {"vmm", "kvm", "memory", "boot", "boot/", "devices", "devices/pci", "guest", "guest/", "virtio", "virtio/mmio", "virtio/pci", "virtio/vsock", "virtio/fs", "virtio/fs/hostdir"},
+	"vmm/harness/gotest":     {},
+	"vmm/vmtest":             {"vmm/harness", "vmm/harness/gotest", "vmm", "kvm", "memory", "boot", "boot/", "devices", "devices/pci", "guest", "guest/", "virtio", "virtio/mmio", "virtio/pci", "virtio/vsock", "virtio/fs", "virtio/fs/hostdir"},
 	"vmm/spec":               {"vmm", "kvm", "memory", "boot", "boot/", "devices", "devices/pci", "virtio", "virtio/"},
-	"cmd/vole":               {"vmm", "vmm/spec", "vmm/harness", "kvm", "memory", "boot", "boot/", "devices", "devices/pci", "guest", "guest/", "virtio", "virtio/"},
+	"cmd/vole":               {"vmm", "vmm/spec", "vmm/harness", "vmm/harness/gotest", "kvm", "memory", "boot", "boot/", "devices", "devices/pci", "guest", "guest/", "virtio", "virtio/"},
 }
 
 // mayImportDirectly narrows mayImport where what comes along is not to be
 // named.
 var mayImportDirectly = map[string][]string{
-	"vmm/spec": {"vmm", "memory", "boot", "boot/", "virtio", "virtio/"},
-	"cmd/vole": {"vmm", "vmm/spec", "vmm/harness", "memory", "boot", "boot/", "guest", "guest/remote", "guest/wire", "virtio"},
+	"vmm/spec":   {"vmm", "memory", "boot", "boot/", "virtio", "virtio/"},
+	"vmm/vmtest": {"vmm", "vmm/harness", "vmm/harness/gotest", "boot", "boot/kernel", "guest", "guest/remote", "guest/wire", "virtio", "virtio/fs", "virtio/fs/hostdir"},
+	"cmd/vole":   {"vmm", "vmm/spec", "vmm/harness", "vmm/harness/gotest", "memory", "boot", "boot/", "guest", "guest/remote", "guest/wire", "virtio"},
 }
 
 // unsafePackages may hold files named *_unsafe.go.

@@ -19,6 +19,7 @@ import (
 	"github.com/vole-vmm/vole/guest/wire"
 	"github.com/vole-vmm/vole/vmm"
 	"github.com/vole-vmm/vole/vmm/harness"
+	"github.com/vole-vmm/vole/vmm/harness/gotest"
 )
 
 // execSession is one `vole exec`.
@@ -65,12 +66,10 @@ func (s *execSession) run() error {
 
 // once boots the machine, runs the command and takes the machine down.
 func (s *execSession) once(ctx context.Context) error {
-	scratch, err := goTestDirs(s.args)
-	if err != nil {
-		return err
-	}
-	defer scratch.remove()
-	o, err := s.options(scratch.dirs)
+	// A command may be a test binary, with `go test -exec`.
+	scratch := gotest.New(s.args, os.Getenv("GOCOVERDIR"))
+	defer scratch.Remove()
+	o, err := s.options(scratch.Dirs())
 	if err != nil {
 		return err
 	}

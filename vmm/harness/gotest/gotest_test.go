@@ -1,0 +1,96 @@
+package gotest
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestFlags(t *testing.T) {
+	for name, tc := range map[string]struct {
+		args []string
+		want map[string]string
+	}{
+		"none":             {nil, map[string]string{}},
+		"a program":        {[]string{"-test.run=x"}, map[string]string{}},
+		"with =":           {[]string{"p", "-test.coverprofile=c.out", "--test.timeout=1m"}, map[string]string{"coverprofile": "c.out", "timeout": "1m"}},
+		"as two words":     {[]string{"p", "-test.run", "X", "-test.v", "-test.cpuprofile", "p.out"}, map[string]string{"run": "X", "cpuprofile": "p.out"}},
+		"not of the tests": {[]string{"p", "-test.v", "--", "-test.trace=t"}, map[string]string{}},
+		"behind -args":     {[]string{"p", "-args", "-test.trace=t"}, map[string]string{}},
+		"behind a word":    {[]string{"p", "word", "-test.trace=t"}, map[string]string{}},
+		"others":           {[]string{"p", "-update", "-x.trace=t", "-test.trace=t"}, map[string]string{"trace": "t"}},
+		"nothing behind":   {[]string{"p", "-test.trace"}, map[string]string{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			assert.Equal(t, tc.want, Flags(tc.args))
+		})
+	}
+}
+
+func TestScratch(t *testing.T) {
+	top, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	pkg, out, cover := filepath.Join(top, "pkg"), filepath.Join(top, "out"), filepath.Join(top, "cover")
+	for _, d := range []string{pkg, out, cover, filepath.Join(out, "sub")} {
+		require.NoError(t, os.Mkdir(d, 0o777))
+	}
+	require.NoError(t, os.Symlink(out, filepath.Join(top, "link")))
+	t.Chdir(pkg)
+	for name, tc := range map[string]struct {
+		args  []string
+		cover string
+		want  []string
+	}{
+		"nothing":                {[]string{"p", "-test.v=true"}, "", nil},
+		"any program's coverage": {[]string{"p"}, cover, []string{cover}},
+		"a test's coverage": {
+			[]string{"p", "-test.gocoverdir=" + cover, "-test.coverprofile=" + out + "/c.out"}, "", []string{cover, out},
+		},
+		"a profile here":           {[]string{"p", "-test.cpuprofile=p.out"}, "", []string{pkg}},
+		"a profile below":          {[]string{"p", "-test.outputdir=" + out, "-test.trace=sub/t"}, "", []string{out, out + "/sub"}},
+		"by a link":                {[]string{"p", "-test.testlogfile=../link/log"}, "", []string{out}},
+		"one twice":                {[]string{"p", "-test.testlogfile=../out/log", "-test.trace=../out/t"}, "", []string{out}},
+		"missing":                  {[]string{"p", "-test.fuzzcachedir=/nowhere/at/all"}, "/nowhere", nil},
+		"a file":                   {[]string{"p", "-test.gocoverdir=/dev/null"}, "", nil},
+		"never the whole of it":    {[]string{"p", "-test.coverprofile=/c.out"}, "", nil},
+		"what the tests are given": {[]string{"p", "--", "-test.coverprofile=" + out + "/c.out"}, "", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := New(tc.args, tc.cover)
+			assert.Equal(t, tc.want, s.Dirs())
+			s.Remove()
+		})
+	}
+}
+
+func TestScratchOfFuzzing(t *testing.T) {
+	pkg, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	t.Chdir(pkg)
+	args := []string{"p", "-test.fuzz=FuzzX"}
+
+	s := New(args, "")
+	assert.Equal(t, []string{filepath.Join(pkg, "testdata/fuzz")}, s.Dirs())
+	s.Remove()
+	assert.NoDirExists(t, "testdata", "nothing came of it")
+
+	s = New(args, "")
+	require.NoError(t, os.WriteFile("testdata/fuzz/found", nil, 0o666))
+	s.Remove()
+	assert.FileExists(t, "testdata/fuzz/found")
+
+	require.NoError(t, os.Remove("testdata/fuzz/found"))
+	s = New(args, "")
+	s.Remove()
+	assert.DirExists(t, "testdata/fuzz", "it was there before")
+
+	require.NoError(t, os.RemoveAll("testdata"))
+	require.NoError(t, os.WriteFile("testdata", nil, 0o666))
+	s = New(args, "")
+	assert.Empty(t, s.Dirs(), "it can't be made")
+	s.Remove()
+	assert.FileExists(t, "testdata")
+}
