@@ -75,6 +75,7 @@ type File struct {
 	refs atomic.Int64
 
 	noDiscard, noPunch, noZeroRange atomic.Bool // the host has no such operation
+	prompt                          promptness
 
 	vecs vecPool
 

@@ -216,6 +216,7 @@ func (f *File) setUp(before *unix.Stat_t, flags int) error {
 	}
 	f.size.Store(size)
 	f.end.Store(size)
+	f.prompt.learn(f.fd, f.cache == NoCache, f.cache == Writethrough)
 	return nil
 }
 

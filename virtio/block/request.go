@@ -49,8 +49,12 @@ type worker struct {
 	call      chan struct{} // the crew's, to this worker
 	c         *virtio.Chain
 	fail      func(error)
-	features  uint64        // acknowledged
-	flushEach bool          // the driver did not take FLUSH: a write is done when it is stable
+	features  uint64 // acknowledged
+	flushEach bool   // the driver did not take FLUSH: a write is done when it is stable
+	image     Prompt // the image, where requests may be carried out promptly, else nil
+	status    []byte // the request's
+	kind      uint32
+	sector    uint64
 	debt      time.Duration // from before the activation: a reset pays nothing
 	ops       int           // taken from the rate limit by the request
 	bytes     int64         // as ops
@@ -67,6 +71,9 @@ func newWorker(d *Device, q *virtio.Queue, c *crew, a virtio.Activation) *worker
 	if _, ok := d.img.(Flusher); ok {
 		w.flushEach = a.Features&FeatureFlush == 0
 	}
+	if d.opts.Limits == (virtio.Limits{}) {
+		w.image, _ = d.img.(Prompt)
+	}
 	copy(w.id[:], d.opts.Serial)
 	return w
 }
@@ -74,11 +81,10 @@ func newWorker(d *Device, q *virtio.Queue, c *crew, a virtio.Activation) *worker
 func (w *worker) run() {
 	w.wait(w.debt)
 	for w.crew.listen(w.call) {
-		ok := take(w.q, w.c)
+		ok := w.take()
 		w.crew.leave(!ok)
 		if ok {
-			w.ops, w.bytes = 0, 0
-			w.serve()
+			w.end(w.do())
 			w.q.Push(w.c)
 			w.q.Signal()
 			// Only now: a request that waited would be in flight, and the device
@@ -88,6 +94,88 @@ func (w *worker) run() {
 			}
 		}
 	}
+}
+
+// promptBatch is how many requests are carried out in the listener's place before the
+// driver is told of them.
+const promptBatch = 16
+
+// take waits for the next request that takes time, and carries out those that don't on
+// its way to it. It reports false when the queue is stopped.
+func (w *worker) take() bool {
+	untold := 0
+	for {
+		if !w.q.Pop(w.c) {
+			if untold > 0 {
+				// By the time that the driver knows it may have more.
+				w.q.Signal()
+				untold = 0
+			} else if !w.q.Wait() {
+				return false
+			}
+			continue
+		}
+		if w.begin() && !w.prompt() {
+			if untold > 0 {
+				w.q.Signal()
+			}
+			return true
+		}
+		w.q.Push(w.c)
+		if untold++; untold == promptBatch {
+			w.q.Signal()
+			untold = 0
+		}
+	}
+}
+
+// begin reads what the chain asks for. It reports false if that is nothing: then the
+// request is at its end.
+func (w *worker) begin() bool {
+	w.ops, w.bytes = 0, 0
+	// The status is the last byte that is the device's (rule 16).
+	if w.status = w.c.Trailer(1); w.status == nil {
+		w.fail(fmt.Errorf("block: %w: a request without a byte for its status", virtio.ErrBroken))
+		return false
+	}
+	if w.c.Read(w.header[:]) < headerSize {
+		w.end(errMalformed)
+		return false
+	}
+	w.kind = binary.LittleEndian.Uint32(w.header[:])
+	w.sector = binary.LittleEndian.Uint64(w.header[8:])
+	return true
+}
+
+// prompt carries out a transfer that takes no wait, and reports whether it has. If not,
+// nothing was done that can't be done again.
+func (w *worker) prompt() bool {
+	if w.image == nil {
+		return false
+	}
+	switch w.kind {
+	case RequestIn:
+		n := w.c.WritableLen()
+		if n > promptMax {
+			return false
+		}
+		if off, err := w.span(w.sector, n); err != nil || !w.image.TryReadvAt(w.c.Writable(), off) {
+			return false
+		}
+		w.c.Wrote(n)
+	case RequestOut:
+		n := w.c.ReadableLen()
+		if n > promptMax || w.flushEach || w.d.features&FeatureReadOnly != 0 {
+			return false
+		}
+		if off, err := w.span(w.sector, n); err != nil || !w.image.TryWritevAt(w.c.Readable(), off) {
+			return false
+		}
+	default:
+		return false
+	}
+	w.end(nil)
+	return true
 }
 
 // wait returns after d, or when the queue is stopped.
@@ -113,32 +201,18 @@ func (w *worker) stopped() bool {
 	}
 }
 
-// serve does what the chain asks for and writes its status, the last byte that
-// is the device's (rule 16).
-func (w *worker) serve() {
-	status := w.c.Trailer(1)
-	if status == nil {
-		w.fail(fmt.Errorf("block: %w: a request without a byte for its status", virtio.ErrBroken))
-		return
-	}
-	if w.c.Read(w.header[:]) < headerSize {
-		status[0] = StatusIOError
-		w.c.WroteTrailer(1)
-		return
-	}
-	kind := binary.LittleEndian.Uint32(w.header[:])
-	sector := binary.LittleEndian.Uint64(w.header[8:])
-	err := w.do(kind, sector)
+// end writes the status of a request that has come to err.
+func (w *worker) end(err error) {
 	switch {
 	case err == nil:
-		status[0] = StatusOK
+		w.status[0] = StatusOK
 	case err == errUnsupported:
-		status[0] = StatusUnsupported
+		w.status[0] = StatusUnsupported
 	default:
-		status[0] = StatusIOError
+		w.status[0] = StatusIOError
 		// What the guest got wrong is the guest's to report.
 		if err != errMalformed && err != errStopped && err != ErrReadOnly {
-			w.d.failed(requestName(kind), sector, err)
+			w.d.failed(requestName(w.kind), w.sector, err)
 		}
 	}
 	w.c.WroteTrailer(1)
@@ -160,9 +234,10 @@ func requestName(kind uint32) string {
 	return "other"
 }
 
-func (w *worker) do(kind uint32, sector uint64) error {
-	img := w.d.img
-	switch kind {
+// do carries out the request, as long as that takes.
+func (w *worker) do() error {
+	img, sector := w.d.img, w.sector
+	switch w.kind {
 	case RequestIn:
 		off, err := w.span(sector, w.c.WritableLen())
 		if err != nil {
@@ -201,7 +276,7 @@ func (w *worker) do(kind uint32, sector uint64) error {
 		w.c.Write(w.id[:])
 		return nil
 	case RequestDiscard, RequestWriteZeroes:
-		return w.clear(kind)
+		return w.clear(w.kind)
 	}
 	return errUnsupported
 }
