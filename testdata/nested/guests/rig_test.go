@@ -111,31 +111,10 @@ func vole(t testing.TB, args ...string) result {
 	return start(t, args...).wait()
 }
 
-// voleWithin is vole with another bound. It says now and then that it goes on: the
-// rig takes a long silence for the end.
+// voleWithin is vole with another bound.
 func voleWithin(t testing.TB, bound time.Duration, args ...string) result {
 	t.Helper()
-	r := startWithin(t, bound, args...)
-	done := make(chan struct{})
-	said := make(chan struct{})
-	go func() {
-		defer close(said)
-		tick := time.NewTicker(time.Minute)
-		defer tick.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-tick.C:
-				t.Logf("the guest runs; its console has %d bytes", len(r.out.String()))
-			}
-		}
-	}()
-	defer func() {
-		close(done)
-		<-said
-	}()
-	return r.wait()
+	return startWithin(t, bound, args...).wait()
 }
 
 // running is a vole command that runs.
@@ -167,7 +146,9 @@ func startWithin(t testing.TB, bound time.Duration, args ...string) *running {
 
 func (r *running) wait() result {
 	r.t.Helper()
+	stop := r.sayNowAndThen()
 	err := r.cmd.Wait()
+	stop()
 	r.cancel()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -176,6 +157,29 @@ func (r *running) wait() result {
 	res := result{code: r.cmd.ProcessState.ExitCode(), stdout: r.out.String(), stderr: r.errs.String()}
 	require.NotEqual(r.t, -1, res.code, "vole was killed: %v\nconsole: %s\nstderr: %s", r.cmd.ProcessState, res.stdout, res.stderr)
 	return res
+}
+
+// sayNowAndThen says every minute that the guest runs, until the function that it
+// returns is called: the rig takes a long silence for the end.
+func (r *running) sayNowAndThen() (stop func()) {
+	done, said := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(said)
+		tick := time.NewTicker(time.Minute)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				r.t.Logf("the guest runs; its console has %d bytes", len(r.out.String()))
+			}
+		}
+	}()
+	return func() {
+		close(done)
+		<-said
+	}
 }
 
 // watched collects output and wakes who waits for some of it.
