@@ -25,16 +25,25 @@ func capabilities() (unix.CapUserHeader, [2]unix.CapUserData, error) {
 	return header, data, err
 }
 
+// maker is whom of the host's users and groups something new belongs to.
+func (f *FS) maker(caller *fuse.Caller) fuse.Owner {
+	const nobody = ^uint32(0) // has no number here
+	if !f.switches || caller.Uid == nobody || caller.Gid == nobody {
+		return fuse.Owner{Uid: f.uid, Gid: f.gid}
+	}
+	return fuse.Owner{Uid: f.hostUID(caller.Uid), Gid: f.hostGID(caller.Gid)}
+}
+
 // asCaller makes something new in the host's tree so that it belongs to the
 // caller, if this process may do that and the numbers mean something to it. The
 // rights remain those of this process: it is the guest's kernel that has checked
 // the caller's.
 func (f *FS) asCaller(caller *fuse.Caller, call func() error) error {
-	uid, gid := f.hostUID(caller.Uid), f.hostGID(caller.Gid)
-	const nobody = ^uint32(0)
-	if !f.switches || uid == f.uid && gid == f.gid || uid == nobody || gid == nobody {
+	owner := f.maker(caller)
+	if owner.Uid == f.uid && owner.Gid == f.gid {
 		return again(call)
 	}
+	uid, gid := owner.Uid, owner.Gid
 	done := make(chan error, 1)
 	go func() {
 		// The file system user is the thread's own. If it can't be put back
@@ -70,10 +79,7 @@ func (f *FS) lent(caller *fuse.Caller, dirMode uint16, dirGID uint32, mode uint3
 	if mode&(unix.S_ISUID|unix.S_ISGID) == 0 {
 		return mode
 	}
-	owner := fuse.Owner{Uid: f.uid, Gid: f.gid}
-	if f.switches {
-		owner = fuse.Owner{Uid: f.hostUID(caller.Uid), Gid: f.hostGID(caller.Gid)}
-	}
+	owner := f.maker(caller)
 	if dirMode&unix.S_ISGID != 0 {
 		owner.Gid = dirGID
 	}

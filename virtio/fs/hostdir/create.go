@@ -13,8 +13,8 @@ type maker struct {
 	caller *fuse.Caller
 }
 
-// maker begins a request that makes a name in a directory. end ends it.
-func (f *FS) maker(header *fuse.InHeader, name string) (maker, error) {
+// begin begins a request that makes a name in a directory. end ends it.
+func (f *FS) begin(header *fuse.InHeader, name string) (maker, error) {
 	dir, err := f.changeable(header.NodeId, name)
 	if err != nil {
 		return maker{}, err
@@ -93,7 +93,7 @@ func (m *maker) make(name string, kind, mode uint32, out *fuse.EntryOut, call fu
 			return err
 		}
 		// The host may have put another file there in between.
-		if uint32(st.Mode)&unix.S_IFMT != kind || st.Uid != m.owner() {
+		if uint32(st.Mode)&unix.S_IFMT != kind || st.Uid != m.f.maker(m.caller).Uid {
 			return unix.ESTALE
 		}
 		if err := m.unmask(fd, mode, &st); err != nil {
@@ -103,17 +103,9 @@ func (m *maker) make(name string, kind, mode uint32, out *fuse.EntryOut, call fu
 	return m.f.entry(m.dir, m.fd, name, &st, out)
 }
 
-// owner is whom a new file belongs to.
-func (m *maker) owner() uint32 {
-	if !m.f.switches || m.caller.Uid == ^uint32(0) {
-		return m.f.uid
-	}
-	return m.f.hostUID(m.caller.Uid)
-}
-
 // Mkdir implements [fuse.RawFileSystem].
 func (f *FS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	m, err := f.maker(&in.InHeader, name)
+	m, err := f.begin(&in.InHeader, name)
 	if err != nil {
 		return status(err)
 	}
@@ -137,7 +129,7 @@ func (f *FS) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.E
 	default:
 		return fuse.EINVAL
 	}
-	m, err := f.maker(&in.InHeader, name)
+	m, err := f.begin(&in.InHeader, name)
 	if err != nil {
 		return status(err)
 	}
@@ -157,7 +149,7 @@ func (f *FS) Symlink(_ <-chan struct{}, header *fuse.InHeader, target, name stri
 	if len(target) >= maxPath {
 		return fuse.Status(unix.ENAMETOOLONG)
 	}
-	m, err := f.maker(header, name)
+	m, err := f.begin(header, name)
 	if err != nil {
 		return status(err)
 	}
@@ -167,7 +159,7 @@ func (f *FS) Symlink(_ <-chan struct{}, header *fuse.InHeader, target, name stri
 
 // Link implements [fuse.RawFileSystem].
 func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
-	m, err := f.maker(&in.InHeader, name)
+	m, err := f.begin(&in.InHeader, name)
 	if err != nil {
 		return status(err)
 	}
@@ -201,7 +193,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.Ent
 // guest last looked is ESTALE: the guest's kernel then looks again, and checks
 // whether the caller may open that.
 func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	m, err := f.maker(&in.InHeader, name)
+	m, err := f.begin(&in.InHeader, name)
 	if err != nil {
 		return status(err)
 	}
@@ -222,7 +214,7 @@ func (f *FS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse
 
 // Tmpfile implements [fuse.RawFileSystem].
 func (f *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
-	m, err := f.maker(&in.InHeader, "tmpfile")
+	m, err := f.begin(&in.InHeader, "tmpfile")
 	if err != nil {
 		return status(err)
 	}

@@ -189,8 +189,9 @@ func (r *reading) Readv(dst [][]byte) (int, fuse.Status) {
 // readAt fills buf but for the end of the file. The guest takes a short read for
 // that end, so that what the host can't read in full is an error.
 func (h *handle) readAt(buf []byte, off int64) (int, error) {
+	buf = buf[:min(int64(len(buf)), math.MaxInt64-off)]
 	done := 0
-	for done < len(buf) && off <= math.MaxInt64-int64(done) {
+	for done < len(buf) {
 		n, err := unix.Pread(h.fd, buf[done:], off+int64(done))
 		switch {
 		case err == unix.EINTR:

@@ -21,7 +21,7 @@ import (
 func mount(t testing.TB, o hostdir.Options) (string, *hostdir.FS) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
+		t.Skip("needs root")
 	}
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skip("no /dev/fuse here")
