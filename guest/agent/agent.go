@@ -18,9 +18,9 @@ const (
 	// connectBound is how long the host has until it must have taken the control
 	// connection.
 	connectBound = 30 * time.Second
-	// maxCommands bounds the commands at once. Each has up to nine descriptors, and
-	// the process has 1024, which its children inherit as their soft limit.
-	maxCommands = 96
+	// maxCommands bounds the commands at once. Each has up to nine descriptors, of
+	// which the process has 1024, and four connections.
+	maxCommands = 60
 )
 
 // Options is what an agent works with. The zero value of all but Config is for a

@@ -30,6 +30,7 @@ const (
 	boxEnv     = "VOLE_AGENT_BOX" // the configuration
 	boxDirEnv  = "VOLE_AGENT_DIR" // a directory to mount on
 	boxFD      = 3
+	noSockets  = 1      // a port
 	boxMapped  = 100000 // the host's user that is root in a box
 	boxTimeout = 2 * time.Minute
 )
@@ -39,9 +40,6 @@ func TestMain(m *testing.M) {
 		boxMain(text)
 	} else if text != "" {
 		boxBuild()
-	}
-	if os.Getenv(payloadEnv) != "" {
-		payload()
 	}
 	os.Exit(m.Run())
 }
@@ -59,7 +57,7 @@ func boxBuild() {
 	dir := os.Getenv(boxDirEnv)
 	boxFatal("private mounts", unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 	boxFatal("initramfs", unix.Mount("box", dir, "tmpfs", 0, "mode=0755"))
-	for _, d := range []string{"host", "root", "init", "upper", "work", "upper/dev", "upper/dev/pts", "upper/dev/shm", "upper/dev/mqueue"} {
+	for _, d := range []string{"host", "root", "init", "upper", "work", "upper/dev", "upper/dev/pts", "upper/dev/shm", "upper/dev/mqueue", "upper/tmp"} {
 		boxFatal("mkdir", os.Mkdir(filepath.Join(dir, d), 0o755))
 	}
 	unix.Umask(0)
@@ -69,6 +67,8 @@ func boxBuild() {
 	boxFatal("mknod", unix.Mknod(filepath.Join(dir, "upper/dev/tty"), unix.S_IFCHR|0o666, int(unix.Mkdev(5, 0))))
 	boxFatal("mknod", unix.Mknod(filepath.Join(dir, "upper/dev/ptmx"), unix.S_IFCHR|0o666, int(unix.Mkdev(5, 2))))
 	boxFatal("chown", os.Chown(filepath.Join(dir, "upper/dev"), boxMapped, boxMapped))
+	boxFatal("chown", os.Chown(filepath.Join(dir, "upper/tmp"), boxMapped, boxMapped))
+	boxFatal("chmod", unix.Chmod(filepath.Join(dir, "upper/tmp"), 0o1777))
 	unix.Umask(0o022)
 	boxFatal("root", unix.Mount("/", dir+"/root", "", unix.MS_BIND, ""))
 	boxFatal("overlay", unix.Mount("box", dir+"/host", "overlay", 0,
@@ -102,9 +102,11 @@ func boxMain(text string) {
 	boxFatal("move", unix.Mount(".", "/", "", unix.MS_MOVE, ""))
 	boxFatal("chroot", unix.Chroot("."))
 	boxFatal("chdir", unix.Chdir("/"))
+	host, err := unix.Open("/host", unix.O_PATH|unix.O_CLOEXEC, 0)
+	boxFatal("open", err)
 	_ = os.Unsetenv(boxEnv)
 	unix.CloseOnExec(boxFD)
-	err := Run(Options{
+	err = Run(Options{
 		Config: c,
 		Began:  uptime(),
 		Say:    func(s string) { fmt.Fprint(os.Stderr, s) },
@@ -113,7 +115,7 @@ func boxMain(text string) {
 			if tag != "host" {
 				return unix.EINVAL
 			}
-			return unix.Mount("/host", dir, "", unix.MS_BIND|unix.MS_REC, "")
+			return mountFD(host, dir)
 		},
 		PowerOff: func() { os.Exit(0) },
 	})
@@ -122,6 +124,9 @@ func boxMain(text string) {
 
 // boxDial makes a connection and passes the other end to the test.
 func boxDial(port uint32) (*os.File, error) {
+	if port == noSockets {
+		return nil, unix.EAFNOSUPPORT
+	}
 	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -169,23 +174,24 @@ func (l boxListener) Addr() net.Addr { return l.conn.LocalAddr() }
 type box struct {
 	net.Listener
 	cmd    *exec.Cmd
-	out    *said
+	out    *console
 	exited chan struct{}
+	start  func()
 }
 
-// said is what a box has on its console.
-type said struct {
+// console is what a box has on its console.
+type console struct {
 	mu sync.Mutex
 	b  strings.Builder
 }
 
-func (s *said) Write(p []byte) (int, error) {
+func (s *console) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.Write(p)
 }
 
-func (s *said) String() string {
+func (s *console) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.b.String()
@@ -193,6 +199,14 @@ func (s *said) String() string {
 
 // startBox starts a box.
 func startBox(t testing.TB, c wire.Config) *box {
+	t.Helper()
+	b := newBox(t, c)
+	b.start()
+	return b
+}
+
+// newBox makes a box that is to be started.
+func newBox(t testing.TB, c wire.Config) *box {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -210,19 +224,21 @@ func startBox(t testing.TB, c wire.Config) *box {
 	require.NoError(t, os.Chmod(dir, 0o755))
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 
-	b := &box{Listener: boxListener{conn.(*net.UnixConn)}, out: &said{}, exited: make(chan struct{})}
+	b := &box{Listener: boxListener{conn.(*net.UnixConn)}, out: &console{}, exited: make(chan struct{})}
 	b.cmd = exec.Command(testProgram(t))
 	b.cmd.Env = []string{boxEnv + "=" + string(text), boxDirEnv + "=" + dir}
 	b.cmd.Stdout, b.cmd.Stderr = b.out, b.out
 	b.cmd.ExtraFiles = []*os.File{theirs}
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
-	err = b.cmd.Start()
-	theirs.Close()
-	require.NoError(t, err)
-	go func() {
-		_ = b.cmd.Wait()
-		close(b.exited)
-	}()
+	b.start = func() {
+		err := b.cmd.Start()
+		theirs.Close()
+		require.NoError(t, err)
+		go func() {
+			_ = b.cmd.Wait()
+			close(b.exited)
+		}()
+	}
 	t.Cleanup(func() {
 		_ = b.cmd.Process.Kill()
 		<-b.exited

@@ -129,6 +129,9 @@ func (c *command) run() {
 
 // exec runs a program.
 func (c *command) exec() (*wire.Exited, error) {
+	if err := c.a.rootErr; err != nil {
+		return nil, err
+	}
 	f, err := c.files()
 	if err != nil {
 		return nil, err

@@ -30,9 +30,6 @@ const busyBound = 2 * time.Second
 
 // fork starts the command's program with these standard files.
 func (c *command) fork(files [3]int) (*child, error) {
-	if err := c.a.rootErr; err != nil {
-		return nil, err
-	}
 	for i := range files {
 		if files[i] < 0 {
 			return nil, fmt.Errorf("standard file %d is missing: %w", i, unix.EINVAL)

@@ -1,0 +1,429 @@
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/vole-vmm/vole/guest/remote"
+	"github.com/vole-vmm/vole/guest/wire"
+)
+
+// sh is a script in a guest.
+func sh(t testing.TB, g *remote.Guest, script string) *remote.Cmd {
+	c := g.CommandContext(bounded(t), "sh", "-c", script)
+	c.Env = []string{"PATH=/usr/bin:/bin"}
+	return c
+}
+
+// said runs a script that must not fail.
+func said(t testing.TB, g *remote.Guest, script string) string {
+	t.Helper()
+	out, err := sh(t, g, script).Output()
+	var exit *remote.ExitError
+	if errors.As(err, &exit) {
+		t.Logf("%s: %s", script, exit.Stderr)
+	}
+	require.NoError(t, err, script)
+	return string(out)
+}
+
+func TestRun(t *testing.T) {
+	g, b := newGuest(t, wire.Config{Hostname: "box"})
+	hello, err := g.Ready(bounded(t))
+	require.NoError(t, err)
+	assert.Equal(t, []string{"mount devtmpfs on /dev: operation not permitted"}, hello.Problems)
+	assert.Less(t, hello.Init, hello.Ready)
+
+	c := sh(t, g, "echo out; echo err >&2; cat; hostname; exit 7")
+	c.Stdin = strings.NewReader("in\n")
+	var out, errs bytes.Buffer
+	c.Stdout, c.Stderr = &out, &errs
+	var exit *remote.ExitError
+	require.ErrorAs(t, c.Run(), &exit)
+	assert.Equal(t, 7, exit.ExitCode())
+	assert.Equal(t, "out\nin\nbox\n", out.String())
+	assert.Equal(t, "err\n", errs.String())
+	assert.Positive(t, exit.ProcessState.Wall())
+	assert.Positive(t, exit.MaxRSS())
+
+	require.NoError(t, g.Poweroff())
+	<-b.exited
+	assert.Equal(t, 0, b.cmd.ProcessState.ExitCode(), b.out)
+	assert.Empty(t, b.out.String())
+}
+
+func TestEndings(t *testing.T) {
+	g, _ := newGuest(t, wire.Config{})
+	for _, c := range []struct {
+		script string
+		code   int
+		signal syscall.Signal
+	}{
+		{"exit 0", 0, 0},
+		{"exit 1", 1, 0},
+		{"exit 255", 255, 0},
+		{"kill -9 $$", -1, syscall.SIGKILL},
+		{"kill -SEGV $$", -1, syscall.SIGSEGV},
+		{"kill -TERM 0; sleep 100", -1, syscall.SIGTERM},
+		{"kill -9 1; exit 4", 4, 0}, // PID 1 is immune
+	} {
+		t.Run(c.script, func(t *testing.T) {
+			err := sh(t, g, c.script).Run()
+			if c.code == 0 {
+				require.NoError(t, err)
+				return
+			}
+			var exit *remote.ExitError
+			require.ErrorAs(t, err, &exit)
+			assert.Equal(t, c.code, exit.ExitCode())
+			assert.Equal(t, c.signal, exit.Signal())
+			assert.False(t, exit.OOM())
+		})
+	}
+}
+
+func TestSignals(t *testing.T) {
+	g, _ := newGuest(t, wire.Config{})
+	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGKILL} {
+		t.Run(s.String(), func(t *testing.T) {
+			// The group's, not only the shell's.
+			c := sh(t, g, "sh -c 'echo ready; exec sleep 1000'; true")
+			out, err := c.StdoutPipe()
+			require.NoError(t, err)
+			require.NoError(t, c.Start())
+			_, err = out.Read(make([]byte, 6))
+			require.NoError(t, err)
+			require.NoError(t, c.Signal(s))
+			var exit *remote.ExitError
+			require.ErrorAs(t, c.Wait(), &exit)
+			assert.Equal(t, s, exit.Signal())
+		})
+	}
+	c := sh(t, g, `trap 'echo caught; exit 3' HUP; echo ready; while :; do sleep 0.01; done`)
+	out, err := c.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, c.Start())
+	line := make([]byte, 6)
+	_, err = out.Read(line)
+	require.NoError(t, err)
+	require.NoError(t, c.Signal(syscall.SIGHUP))
+	n, _ := out.Read(line)
+	assert.Equal(t, "caught", string(line[:n]))
+	var exit *remote.ExitError
+	require.ErrorAs(t, c.Wait(), &exit)
+	assert.Equal(t, 3, exit.ExitCode())
+	assert.Error(t, c.Signal(syscall.SIGHUP))
+}
+
+func TestNotStarted(t *testing.T) {
+	g, _ := newGuest(t, wire.Config{})
+	script := said(t, g, `mkdir -p /tmp/t/closed /tmp/t/empty
+printf 'echo plain $1' >/tmp/t/plain; chmod 755 /tmp/t/plain
+printf '#!/nonexistent\n' >/tmp/t/nointerp; chmod 755 /tmp/t/nointerp
+echo >/tmp/t/noexec; mkdir /tmp/t/empty/true; chmod 700 /tmp/t/closed; chmod 755 /tmp/t /tmp/t/empty
+printf '#!/bin/sh\necho $0' >/tmp/t/named; chmod 755 /tmp/t/named
+echo fine`)
+	require.Equal(t, "fine\n", script)
+	nobody := &remote.User{UID: 1000, GID: 1000}
+	for _, c := range []struct {
+		name string
+		cmd  *remote.Cmd
+		out  string
+		errs []string
+		is   error
+	}{
+		{"no such program", &remote.Cmd{Path: "nope"}, "", []string{"nope", "PATH"}, fs.ErrNotExist},
+		{"no such file", &remote.Cmd{Path: "/tmp/t/nope"}, "", []string{"/tmp/t/nope"}, fs.ErrNotExist},
+		{"no name", &remote.Cmd{}, "", []string{"no name"}, fs.ErrNotExist},
+		{"not executable", &remote.Cmd{Path: "/tmp/t/noexec"}, "", []string{"/tmp/t/noexec: permission denied"}, fs.ErrPermission},
+		{"a directory", &remote.Cmd{Path: "/tmp/t"}, "", []string{"/tmp/t is a directory"}, fs.ErrPermission},
+		{"no interpreter", &remote.Cmd{Path: "/tmp/t/nointerp"}, "", []string{"interpreter"}, fs.ErrNotExist},
+		{"no such directory", &remote.Cmd{Path: "true", Dir: "/tmp/nope"}, "", []string{"working directory /tmp/nope"}, fs.ErrNotExist},
+		{"a file as directory", &remote.Cmd{Path: "true", Dir: "/tmp/t/noexec"}, "", []string{"working directory", "not a directory"}, unix.ENOTDIR},
+		{"closed directory", &remote.Cmd{Path: "true", Dir: "/tmp/t/closed", User: nobody}, "", []string{"working directory /tmp/t/closed is closed to user 1000"}, fs.ErrPermission},
+		{"too much", &remote.Cmd{Path: "true", Args: []string{"true", strings.Repeat("x", 1<<20)}}, "", []string{"too long"}, unix.E2BIG},
+		{"NUL", &remote.Cmd{Path: "true", Args: []string{"true", "a\x00b"}}, "", nil, unix.EINVAL},
+		{"a script without a shell", &remote.Cmd{Path: "/tmp/t/plain", Args: []string{"plain", "x"}}, "plain x\n", nil, nil},
+		{"relative to the directory", &remote.Cmd{Path: "./named", Dir: "/tmp/t"}, "./named\n", nil, nil},
+		{"relative in PATH", &remote.Cmd{Path: "named", Dir: "/tmp", Env: []string{"PATH=t"}}, "t/named\n", nil, nil},
+		{"the working directory in PATH", &remote.Cmd{Path: "named", Dir: "/tmp/t", Env: []string{"PATH=/nope:"}}, "./named\n", nil, nil},
+		{"past a directory in PATH", &remote.Cmd{Path: "pwd", Dir: "/tmp", Env: []string{"PATH=/tmp/t/empty:/bin"}}, "/tmp\n", nil, nil},
+		{"past a closed one", &remote.Cmd{Path: "named", Dir: "/", User: nobody, Env: []string{"PATH=/tmp/t/closed:/tmp/t"}}, "/tmp/t/named\n", nil, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cmd := g.CommandContext(bounded(t), c.cmd.Path)
+			if c.cmd.Args != nil {
+				cmd.Args = c.cmd.Args
+			}
+			cmd.Dir, cmd.User, cmd.Env = c.cmd.Dir, c.cmd.User, c.cmd.Env
+			out, err := cmd.Output()
+			if c.is == nil {
+				require.NoError(t, err)
+				assert.Equal(t, c.out, string(out)+map[bool]string{true: "\n"}[!bytes.HasSuffix(out, []byte("\n"))])
+				return
+			}
+			var start *remote.StartError
+			require.ErrorAs(t, err, &start)
+			require.ErrorIs(t, err, c.is)
+			for _, e := range c.errs {
+				assert.ErrorContains(t, err, e)
+			}
+		})
+	}
+}
+
+// Who runs it, where and with what.
+func TestIdentity(t *testing.T) {
+	g, _ := newGuest(t, wire.Config{})
+	c := sh(t, g, `id -u; id -g; id -G; umask; pwd; echo $HOME; echo to stderr >/dev/stderr; ls -ld $XDG_RUNTIME_DIR | cut -c1-10; ps -o pid=,pgid=,sid= -p $$ 2>/dev/null | awk '{ print $1 == $2, $2 == $3 }'`)
+	c.User = &remote.User{UID: 1000, GID: 1001, Groups: []uint32{5, 1002}}
+	c.Umask = 0o027
+	c.Dir = "/tmp"
+	c.Env = append(c.Env, "HOME=/no/home", "XDG_RUNTIME_DIR=/run/user/1000")
+	var out, errs bytes.Buffer
+	c.Stdout, c.Stderr = &out, &errs
+	require.NoError(t, c.Run(), "%s", &errs)
+	lines := strings.Split(out.String(), "\n")
+	assert.Equal(t, []string{"1000", "1001", "1001 5 1002", "0027", "/tmp", "/no/home", "drwx------"}, lines[:7])
+	assert.Equal(t, "to stderr\n", errs.String())
+	assert.Equal(t, "0\n0022\n/\n", said(t, g, "id -u; umask; pwd"))
+	assert.Equal(t, "0\n", said(t, g, "cat /proc/self/oom_score_adj"))
+}
+
+func TestStandardFiles(t *testing.T) {
+	g, _ := newGuest(t, wire.Config{})
+	t.Run("null", func(t *testing.T) {
+		require.NoError(t, sh(t, g, `test /proc/self/fd/0 -ef /dev/null && test /proc/$$/fd/1 -ef /dev/null && test /proc/$$/fd/2 -ef /dev/null && ! test -e /proc/$$/fd/3`).Run())
+	})
+	t.Run("no terminal", func(t *testing.T) {
+		assert.Equal(t, "none\n", said(t, g, "(: </dev/tty) 2>/dev/null || echo none"))
+	})
+	t.Run("one for both outputs", func(t *testing.T) {
+		out, err := sh(t, g, "for i in 1 2 3; do echo o$i; echo e$i >&2; done").CombinedOutput()
+		require.NoError(t, err)
+		assert.Equal(t, "o1\ne1\no2\ne2\no3\ne3\n", string(out))
+	})
+	t.Run("nobody takes it", func(t *testing.T) {
+		c := sh(t, g, "exec yes")
+		c.Stdout = failing{}
+		var exit *remote.ExitError
+		require.ErrorAs(t, c.Run(), &exit)
+		assert.Equal(t, syscall.SIGPIPE, exit.Signal())
+	})
+	t.Run("nobody reads it", func(t *testing.T) {
+		c := sh(t, g, "head -c 3; exec 0<&-; exec sleep 0.2")
+		c.Stdin = endless{}
+		out, err := c.Output()
+		require.NoError(t, err)
+		assert.Equal(t, "yyy", string(out))
+	})
+	t.Run("left behind", func(t *testing.T) {
+		out := said(t, g, "(sleep 0.2; echo more; sleep 0.2; echo more; touch /tmp/lived) & echo first")
+		assert.Equal(t, "first\n", out)
+		said(t, g, "while ! test -e /tmp/lived; do sleep 0.05; done")
+	})
+	t.Run("left behind and noisy", func(t *testing.T) {
+		out := said(t, g, "(yes; touch /tmp/ended) & echo $! >/tmp/yes; sleep 0.1")
+		assert.NotContains(t, strings.ReplaceAll(out, "y\n", ""), "y\n")
+		said(t, g, "! test -e /tmp/ended && kill $(cat /tmp/yes)")
+	})
+	t.Run("unknown kinds", func(t *testing.T) {
+		b := startBox(t, wire.Config{Root: hostRoot()})
+		h := newHost(t, b)
+		for i, f := range [][3]wire.File{{wire.FileOut}, {0, wire.FileOut}, {200}} {
+			id := uint32(i + 1)
+			h.say(wire.KindStart, wire.Command{ID: id, Path: "true", Files: f})
+			var failed wire.Failed
+			h.next(wire.KindFailed, &failed)
+			assert.Equal(t, id, failed.ID)
+			assert.EqualValues(t, unix.EINVAL, failed.Errno)
+		}
+	})
+}
+
+type failing struct{}
+
+func (failing) Write([]byte) (int, error) { return 0, errors.New("full") }
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 'y'
+	}
+	return len(p), nil
+}
+
+func TestManyAtOnce(t *testing.T) {
+	g, _ := newGuest(t, wire.Config{})
+	var all sync.WaitGroup
+	for i := range 200 {
+		all.Go(func() {
+			text := strings.Repeat(fmt.Sprint(i), 10000)
+			var out bytes.Buffer
+			var err error
+			for {
+				c := sh(t, g, fmt.Sprintf("cat; exit %d", i))
+				c.Stdin, c.Stdout = strings.NewReader(text), &out
+				if err = c.Run(); !errors.Is(err, unix.EAGAIN) {
+					break
+				}
+			}
+			assert.True(t, text == out.String(), "%d bytes of %d: %v", out.Len(), len(text), err)
+			var exit *remote.ExitError
+			if i == 0 {
+				assert.NoError(t, err)
+			} else if assert.ErrorAs(t, err, &exit) {
+				assert.Equal(t, i, exit.ExitCode())
+			}
+		})
+	}
+	all.Wait()
+}
+
+// Nothing is left of commands: no descriptor, no process.
+func TestNothingLeft(t *testing.T) {
+	g, _ := newGuest(t, wire.Config{})
+	const census = "ls /proc/1/fd | wc -l; ls -d /proc/[0-9]* | wc -l; grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l"
+	before := said(t, g, census)
+	for i := range 50 {
+		_ = said(t, g, "(sleep 0.01 & sleep 0.01 &) ; echo x; true")
+		c := sh(t, g, "tty")
+		c.Terminal = &remote.Terminal{}
+		require.NoError(t, c.Run())
+		require.Error(t, g.CommandContext(bounded(t), "nope").Run())
+		if i%10 == 0 {
+			c := sh(t, g, "sleep 100")
+			c.Stdin, c.Stdout = endless{}, failing{}
+			require.NoError(t, c.Start())
+			require.NoError(t, c.Signal(syscall.SIGKILL))
+			require.Error(t, c.Wait())
+		}
+	}
+	require.Eventually(t, func() bool { return said(t, g, census) == before }, boxTimeout, 1, "%s and %s", before, said(t, g, census))
+}
+
+func TestFiles(t *testing.T) {
+	g, _ := newGuest(t, wire.Config{})
+	ctx := bounded(t)
+	said(t, g, "mkdir /tmp/t")
+	data := random(t, 3<<20)
+	require.NoError(t, g.WriteFile(ctx, "/tmp/t/data", data, 0o751))
+	got, err := g.ReadFile(ctx, "/tmp/t/data")
+	require.NoError(t, err)
+	assert.True(t, bytes.Equal(data, got))
+	assert.Equal(t, "-rwxr-x--x\n1\n", said(t, g, "ls -l /tmp/t/data | cut -c1-10; ls -A /tmp/t | wc -l"))
+	require.NoError(t, g.WriteFile(ctx, "/tmp/t/data", nil, 0o600))
+	got, err = g.ReadFile(ctx, "/tmp/t/data")
+	require.NoError(t, err)
+	assert.Empty(t, got)
+	got, err = g.ReadFile(ctx, "/proc/self/comm")
+	require.NoError(t, err)
+	assert.NotEmpty(t, got)
+
+	// A program that is there can be run at once, whatever else is being started.
+	exe, err := os.ReadFile("/bin/true")
+	require.NoError(t, err)
+	for range 20 {
+		require.NoError(t, g.WriteFile(ctx, "/tmp/t/true", exe, 0o755))
+		require.NoError(t, g.CommandContext(ctx, "/tmp/t/true").Run())
+	}
+
+	_, err = g.ReadFile(ctx, "/tmp/t/nope")
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	_, err = g.ReadFile(ctx, "/tmp/t")
+	require.ErrorIs(t, err, unix.EISDIR)
+	require.ErrorIs(t, g.WriteFile(ctx, "/nope/x", nil, 0o600), fs.ErrNotExist)
+	require.Error(t, g.WriteFile(ctx, "/tmp/t", nil, 0o600))
+	assert.Equal(t, "data\ntrue\n", said(t, g, "ls -A /tmp/t"))
+	assert.Empty(t, said(t, g, "ls -d /tmp/.vole-* 2>/dev/null; true"))
+}
+
+func TestEarly(t *testing.T) {
+	b := startEarly(t)
+	g := remote.New(b, remote.Options{})
+	defer g.Close()
+	// It has the number that the host gives its first.
+	c := g.CommandContext(bounded(t), "sh", "-c", "cat; echo early; exit 5")
+	c.Stdin = strings.NewReader("in\n")
+	out, err := c.StdoutPipe()
+	require.NoError(t, err)
+	_, err = c.Early()
+	require.NoError(t, err)
+	b.start()
+	text := make([]byte, 100)
+	n := 0
+	for n < len("in\nearly\n") {
+		m, err := out.Read(text[n:])
+		require.NoError(t, err)
+		n += m
+	}
+	assert.Equal(t, "in\nearly\n", string(text[:n]))
+	var exit *remote.ExitError
+	require.ErrorAs(t, c.Wait(), &exit)
+	assert.Equal(t, 5, exit.ExitCode())
+}
+
+// earlyBox is a box that starts when it is told to.
+type earlyBox struct {
+	*box
+	start func()
+}
+
+func startEarly(t *testing.T) earlyBox {
+	b := newBox(t, wire.Config{Root: hostRoot(), Command: &wire.Command{
+		ID: 1, Path: "sh", Args: wire.Texts([]string{"sh", "-c", "cat; echo early; exit 5"}), Env: wire.Texts([]string{"PATH=/bin"}),
+		Files: [3]wire.File{wire.FileStream, wire.FileStream, wire.FileNull},
+	}})
+	return earlyBox{b, b.start}
+}
+
+// What stays and what goes.
+func TestRoot(t *testing.T) {
+	base, err := os.MkdirTemp("", "vole-root-")
+	require.NoError(t, err)
+	defer os.RemoveAll(base)
+	require.NoError(t, os.Chmod(base, 0o755))
+	require.NoError(t, os.Chown(base, boxMapped, boxMapped))
+	for _, dir := range []string{"keep", "drop"} {
+		require.NoError(t, os.Mkdir(filepath.Join(base, dir), 0o755))
+		require.NoError(t, os.Chown(filepath.Join(base, dir), boxMapped, boxMapped))
+	}
+	require.NoError(t, os.Symlink(base+"/keep", filepath.Join(base, "link")))
+	require.NoError(t, os.WriteFile(filepath.Join(base, "file"), nil, 0o666))
+	root := hostRoot()
+	root.Writable = append(root.Writable, wire.Text(base+"/link"), wire.Text(base+"/nope"))
+	g, _ := newGuest(t, wire.Config{Root: root, Mounts: []wire.Mount{{Tag: "host", Dir: "/tmp/new/share"}}})
+	hello, err := g.Ready(bounded(t))
+	require.NoError(t, err)
+	assert.Equal(t, []string{"make " + base + "/nope writable: no such file or directory", "mount devtmpfs on /dev: operation not permitted"}, hello.Problems)
+	said(t, g, fmt.Sprintf(`set -e; cd %s; echo a >keep/a; echo b >drop/b; cat keep/a drop/b
+		cd /tmp/new/share%[1]s; test -e keep/a; ! test -e drop/b
+		test -d /run/lock; test -k /tmp; touch /run/x /tmp/x`, base))
+}
+
+func TestNoRoot(t *testing.T) {
+	g, _ := newGuest(t, wire.Config{Root: &wire.Root{Tag: "nope"}, Mounts: []wire.Mount{{Tag: "more", Dir: "/x"}}, Modules: []string{"lib/nope.ko"}})
+	hello, err := g.Ready(bounded(t))
+	require.NoError(t, err)
+	text := strings.Join(hello.Problems, "\n")
+	assert.Contains(t, text, "the guest has no root file system: mount the share nope: invalid argument")
+	assert.Contains(t, text, "mount the share more on /x: invalid argument")
+	assert.Contains(t, text, "load the kernel module nope.ko: no such file or directory")
+	err = g.CommandContext(bounded(t), "true").Run()
+	var start *remote.StartError
+	require.ErrorAs(t, err, &start)
+	assert.ErrorContains(t, err, "the guest has no root file system")
+}
