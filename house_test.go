@@ -30,7 +30,8 @@ var mayImport = map[string][]string{
 	"boot/acpi":              {},
 	"boot/initramfs":         {},
 	"boot":                   {"memory", "boot/"},
-	"boot/kernel":            {"memory", "boot", "boot/"},
+	"boot/kernel":            {"memory", "boot", "boot/acpi", "boot/initramfs"},
+	"boot/kernel/pull":       {"boot/kernel", "boot/initramfs"},
 	"guest":                  {"boot/initramfs", "guest/wire", "guest/agent"},
 	"guest/agent":            {"guest/wire"},
 	"guest/wire":             {},
@@ -149,8 +150,16 @@ func TestVMMLinksLittle(t *testing.T) {
 		assert.NotEqual(t, "net", p.ImportPath)
 		assert.False(t, strings.HasPrefix(p.ImportPath, "net/"), "%s is linked", p.ImportPath)
 	}
+	for _, p := range list(t, "./...") {
+		name, _ := ours(p.ImportPath)
+		if name != "cmd/vole" && name != "vmm/vmtest" {
+			assert.NotContains(t, p.Deps, module+"/boot/kernel/pull", "linked for %s", name)
+		}
+	}
 	for _, p := range list(t, "-deps", "./cmd/vole") {
-		assert.NotEqual(t, "net/http", p.ImportPath)
+		if !p.Standard && p.ImportPath != module+"/boot/kernel/pull" {
+			assert.NotContains(t, p.Imports, "net/http", "imported by %s", p.ImportPath)
+		}
 		if p.Module != nil {
 			assert.NotContains(t, []string{"github.com/bobuhiro11/gokvm", "github.com/stretchr/testify"}, p.Module.Path)
 		}

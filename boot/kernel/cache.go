@@ -180,6 +180,16 @@ func makeDir(dir string) error {
 	return checkDir(dir)
 }
 
+// MakePrivateDir makes dir, with its parents, for this user alone, if it is not
+// there, and checks that no other user can put anything into it. Errors wrap
+// ErrCacheDir or are those of the file system.
+func MakePrivateDir(dir string) error {
+	if err := makeDir(dir); err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	return nil
+}
+
 // private says what lets others write the file, if anything does.
 func private(info fs.FileInfo) error {
 	if uid := owner(info); uid != os.Geteuid() {

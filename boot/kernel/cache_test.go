@@ -525,3 +525,30 @@ func BenchmarkLookup(b *testing.B) {
 		}
 	}
 }
+
+func TestForget(t *testing.T) {
+	dir := t.TempDir()
+	c, err := NewCache(filepath.Join(dir, "cache"))
+	require.NoError(t, err)
+	gone := writeKernel(t, dir, "gone", Gzip)
+	require.NoError(t, c.Forget(gone), "there is no cache")
+	kept := writeKernel(t, dir, "kept", LZ4)
+	same := writeKernel(t, dir, "same", LZ4)
+	for _, path := range []string{gone, kept, same} {
+		require.NoError(t, c.Fill(path))
+	}
+	held := func(path string) bool {
+		_, ok, err := c.Lookup(path)
+		require.NoError(t, err)
+		return ok
+	}
+	require.NoError(t, c.Forget(gone))
+	assert.False(t, held(gone))
+	require.NoError(t, c.Forget(same))
+	assert.False(t, held(same))
+	assert.True(t, held(kept), "its vmlinux was the other's too")
+	left, err := filepath.Glob(filepath.Join(c.Dir(), "*"+vmlinuxSuffix))
+	require.NoError(t, err)
+	assert.Len(t, left, 1)
+	assert.ErrorIs(t, c.Forget(filepath.Join(dir, "none")), os.ErrNotExist)
+}

@@ -124,9 +124,9 @@ func (f Finder) Default() (Kernel, error) {
 	if running != nil {
 		why = fmt.Sprintf("the running kernel's image %s can't be used (%v)", running.Path, bare(running.Err))
 	}
-	advice := "on Debian, apt-get download the linux-image package that linux-image-cloud-amd64 depends on, unpack it with dpkg -x PACKAGE DIR, and give --kernel DIR/boot/vmlinuz-VERSION"
+	advice := "`vole kernel pull` fetches one"
 	if other != nil {
-		advice = "this machine has " + other.Path
+		advice += "; this machine has " + other.Path
 	}
 	return Kernel{}, fmt.Errorf("%w: %s; give --kernel FILE: %s", ErrNoKernel, why, advice)
 }

@@ -158,7 +158,7 @@ func TestDefault(t *testing.T) {
 			m.image("pulled/vmlinuz-6.1", "6.1")
 			m.image("pulled/vmlinuz-6.2", "6.2")
 		}, "pulled/vmlinuz-6.2", nil},
-		{"none", func(machine) {}, "", []string{"not on this machine", "--kernel FILE", "apt-get download"}},
+		{"none", func(machine) {}, "", []string{"not on this machine", "--kernel FILE", "`vole kernel pull`"}},
 		{"only another", func(m machine) {
 			m.image("boot/vmlinuz-6.5", "6.5")
 		}, "", []string{"not on this machine", "--kernel FILE", "this machine has", "boot/vmlinuz-6.5"}},

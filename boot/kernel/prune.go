@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -27,6 +28,30 @@ func (c *Cache) Prune(keep int) error {
 	err := c.updateKeeping(context.Background(), keep, func(*index) (*lockedTemp, error) { return nil, nil })
 	if err != nil {
 		return fmt.Errorf("kernel: pruning the cache: %w", err)
+	}
+	return nil
+}
+
+// Forget removes the vmlinux that was extracted from the kernel file at path,
+// if there is one and it is no other file's too. Errors are those of the stat
+// and of the file system, or ErrCacheDir.
+func (c *Cache) Forget(path string) error {
+	key, err := statKey(path)
+	if err == nil {
+		err = checkDir(c.dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+	}
+	if err == nil {
+		// Room for all that are there: only this one goes.
+		err = c.updateKeeping(context.Background(), maxRecords, func(x *index) (*lockedTemp, error) {
+			x.records = slices.DeleteFunc(x.records, func(r record) bool { return r.key == key })
+			return nil, nil
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("kernel: forgetting %s: %w", path, err)
 	}
 	return nil
 }
