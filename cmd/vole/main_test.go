@@ -254,7 +254,7 @@ func TestHelp(t *testing.T) {
 		assert.Contains(t, run.stdout, flag)
 	}
 	assert.Equal(t, run, vole(t, "run", "-h"))
-	assert.Contains(t, vole(t, "help", "kernel", "path").stdout, "vole kernel path [VERSION]")
+	assert.Contains(t, vole(t, "help", "kernel", "path").stdout, "vole kernel path [NAME]")
 	if !strings.Contains(vole(t, "help", "kernel").stdout, "\n  pull ") {
 		for _, help := range [][]string{{"run"}, {"kernel"}, {"kernel", "ls"}, {"kernel", "path"}, {"doctor"}} {
 			assert.NotContains(t, vole(t, append([]string{"help"}, help...)...).stdout, "pull", "there is no command for that")
