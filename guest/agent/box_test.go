@@ -57,7 +57,7 @@ func boxBuild() {
 	dir := os.Getenv(boxDirEnv)
 	boxFatal("private mounts", unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 	boxFatal("initramfs", unix.Mount("box", dir, "tmpfs", 0, "mode=0755"))
-	for _, d := range []string{"host", "root", "init", "upper", "work", "upper/dev", "upper/dev/pts", "upper/dev/shm", "upper/dev/mqueue", "upper/tmp"} {
+	for _, d := range []string{"host", "root", "init", "upper", "work", "upper/dev", "upper/dev/pts", "upper/dev/shm", "upper/dev/mqueue", "upper/dev/net", "upper/tmp"} {
 		boxFatal("mkdir", os.Mkdir(filepath.Join(dir, d), 0o755))
 	}
 	unix.Umask(0)
@@ -66,6 +66,7 @@ func boxBuild() {
 	}
 	boxFatal("mknod", unix.Mknod(filepath.Join(dir, "upper/dev/tty"), unix.S_IFCHR|0o666, int(unix.Mkdev(5, 0))))
 	boxFatal("mknod", unix.Mknod(filepath.Join(dir, "upper/dev/ptmx"), unix.S_IFCHR|0o666, int(unix.Mkdev(5, 2))))
+	boxFatal("mknod", unix.Mknod(filepath.Join(dir, "upper/dev/net/tun"), unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))))
 	boxFatal("chown", os.Chown(filepath.Join(dir, "upper/dev"), boxMapped, boxMapped))
 	boxFatal("chown", os.Chown(filepath.Join(dir, "upper/tmp"), boxMapped, boxMapped))
 	boxFatal("chmod", unix.Chmod(filepath.Join(dir, "upper/tmp"), 0o1777))
@@ -104,6 +105,9 @@ func boxMain(text string) {
 	boxFatal("chdir", unix.Chdir("/"))
 	host, err := unix.Open("/host", unix.O_PATH|unix.O_CLOEXEC, 0)
 	boxFatal("open", err)
+	if c.Net != nil && c.Hostname == "tap" {
+		boxTap()
+	}
 	_ = os.Unsetenv(boxEnv)
 	unix.CloseOnExec(boxFD)
 	err = Run(Options{
@@ -120,6 +124,16 @@ func boxMain(text string) {
 		PowerOff: func() { os.Exit(0) },
 	})
 	boxFatal("the agent went on", err)
+}
+
+// boxTap gives the box a network device, for as long as it is there.
+func boxTap() {
+	fd, err := unix.Open("/host/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	boxFatal("tun", err)
+	ifr, err := unix.NewIfreq("eth0")
+	boxFatal("tun", err)
+	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	boxFatal("tap", unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr))
 }
 
 // boxDial makes a connection and passes the other end to the test.

@@ -1,0 +1,223 @@
+package guest
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/boot/initramfs"
+	"github.com/vole-vmm/vole/guest/wire"
+)
+
+// unpack extracts an image's files, directories and links.
+func unpack(t testing.TB, i *Initramfs) string {
+	t.Helper()
+	dir := t.TempDir()
+	r := initramfs.NewReader(io.NewSectionReader(i, 0, i.Size()))
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			return dir
+		}
+		require.NoError(t, err)
+		path := filepath.Join(dir, h.Name)
+		switch h.Mode.Type() {
+		case fs.ModeDir:
+			require.NoError(t, os.MkdirAll(path, 0o755))
+		case fs.ModeSymlink:
+			require.NoError(t, os.Symlink(h.Target, path))
+		case 0:
+			b, err := io.ReadAll(r)
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(path, b, h.Mode.Perm()))
+		}
+	}
+}
+
+// dynamicInit builds an init that needs the C library.
+func dynamicInit(t testing.TB) string {
+	t.Helper()
+	if _, err := exec.LookPath("gcc"); err != nil {
+		t.Skip("needs gcc")
+	}
+	exe := filepath.Join(t.TempDir(), "init")
+	cmd := exec.Command("go", "build", "-ldflags=-linkmode=external", "-o", exe, "./testdata/init")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1", "GOFLAGS=")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return exe
+}
+
+func TestAgentArchive(t *testing.T) {
+	exe := dynamicInit(t)
+	_, err := Archive(exe)
+	require.ErrorIs(t, err, ErrDynamic)
+
+	config := wire.Config{Port: 5, Modules: []string{"lib/modules/a.ko"}, Hostname: "x"}
+	i, err := AgentArchive(exe, config)
+	require.NoError(t, err)
+	defer i.Close()
+	dir := unpack(t, i)
+	b, err := os.ReadFile(filepath.Join(dir, wire.ConfigFile))
+	require.NoError(t, err)
+	var got wire.Config
+	require.NoError(t, json.Unmarshal(b, &got))
+	assert.Equal(t, config, got)
+
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	// In there nothing else is needed for it to run.
+	cmd := exec.Command("/init")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: dir}
+	cmd.Dir, cmd.Env = "/", []string{}
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	require.ErrorAs(t, err, &exit, "%s", out)
+	assert.Equal(t, "vole guest: this process is not PID 1 of a guest of vole's, so it does nothing\n", string(out))
+}
+
+func TestAgentArchiveFails(t *testing.T) {
+	_, err := AgentArchive("/nonexistent", wire.Config{})
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	text := filepath.Join(t.TempDir(), "text")
+	require.NoError(t, os.WriteFile(text, bytes.Repeat([]byte("text "), 100), 0o755))
+	_, err = AgentArchive(text, wire.Config{})
+	require.ErrorIs(t, err, ErrNotExecutable)
+}
+
+// machine is a file system for a loader.
+type machine struct {
+	objects map[string]object
+	files   map[string]string
+}
+
+func (m machine) Object(name string) (object, error) {
+	if o, ok := m.objects[name]; ok {
+		return o, nil
+	}
+	return object{}, fs.ErrNotExist
+}
+
+func (m machine) ReadFile(name string) ([]byte, error) {
+	if s, ok := m.files[name]; ok {
+		return []byte(s), nil
+	}
+	return nil, fs.ErrNotExist
+}
+
+func (m machine) Glob(pattern string) (names []string) {
+	for name := range m.files {
+		if ok, _ := filepath.Match(pattern, name); ok {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func needs(names ...string) object { return object{needed: names} }
+
+func TestLoader(t *testing.T) {
+	const interp = "/lib64/ld-linux-x86-64.so.2"
+	cache := cacheOf([][2]string{{"libx.so", "/opt/cached/libx.so"}, {"libgone.so", "/gone/libgone.so"}})
+	for _, c := range []struct {
+		name    string
+		objects map[string]object
+		files   map[string]string
+		want    []library
+		missing string
+	}{
+		{"none", map[string]object{"/app/exe": {}}, nil, nil, ""},
+		{"the interpreter's own name", map[string]object{"/app/exe": needs("ld-linux-x86-64.so.2")}, nil, nil, ""},
+		{"usual directory", map[string]object{"/app/exe": needs("libx.so"), "/usr/lib/libx.so": {}}, nil,
+			[]library{{"libx.so", "/usr/lib/libx.so", false}}, ""},
+		{"the cache comes first", map[string]object{"/app/exe": needs("libx.so"), "/lib/libx.so": {}, "/opt/cached/libx.so": {}},
+			map[string]string{"/etc/ld.so.cache": cache}, []library{{"libx.so", "/opt/cached/libx.so", false}}, ""},
+		{"the cache is out of date", map[string]object{"/app/exe": needs("libgone.so"), "/lib/libgone.so": {}},
+			map[string]string{"/etc/ld.so.cache": cache}, []library{{"libgone.so", "/lib/libgone.so", false}}, ""},
+		{"ld.so.conf without a cache", map[string]object{"/app/exe": needs("libx.so"), "/opt/b/libx.so": {}},
+			map[string]string{"/etc/ld.so.conf": "# no\n/opt/a\ninclude ld.so.conf.d/*.conf\n", "/etc/ld.so.conf.d/b.conf": "/opt/b # yes\n"},
+			[]library{{"libx.so", "/opt/b/libx.so", false}}, ""},
+		{"runpath", map[string]object{"/app/exe": {needed: []string{"libx.so"}, runpath: []string{"$ORIGIN/lib", "relative"}}, "/app/lib/libx.so": needs("liby.so"), "/lib/liby.so": {}, "/app/lib/liby.so": {}}, nil,
+			[]library{{"libx.so", "/app/lib/libx.so", true}, {"liby.so", "/lib/liby.so", false}}, ""},
+		{"rpath goes on", map[string]object{"/app/exe": {needed: []string{"libx.so"}, rpath: []string{"${ORIGIN}/lib"}}, "/app/lib/libx.so": needs("liby.so"), "/app/lib/liby.so": {}}, nil,
+			[]library{{"libx.so", "/app/lib/libx.so", true}, {"liby.so", "/app/lib/liby.so", true}}, ""},
+		{"a path", map[string]object{"/app/exe": needs("/x/liby.so"), "/x/liby.so": {}}, nil, []library{{"/x/liby.so", "/x/liby.so", true}}, ""},
+		{"a circle", map[string]object{"/app/exe": needs("liba.so"), "/lib/liba.so": needs("libb.so"), "/lib/libb.so": needs("liba.so")}, nil,
+			[]library{{"liba.so", "/lib/liba.so", false}, {"libb.so", "/lib/libb.so", false}}, ""},
+		{"missing", map[string]object{"/app/exe": needs("liba.so"), "/lib/liba.so": needs("libnone.so")}, nil, nil, "libnone.so, which /lib/liba.so needs"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := newLoader(machine{c.objects, c.files}).closure("/app/exe", interp)
+			if c.missing != "" {
+				require.ErrorIs(t, err, ErrLibrary)
+				require.ErrorContains(t, err, c.missing)
+				return
+			}
+			require.NoError(t, err)
+			assert.Equal(t, c.want, got)
+		})
+	}
+}
+
+// cacheOf is an ld.so.cache with these names and paths.
+func cacheOf(libs [][2]string) string {
+	b := []byte(cacheMagic)
+	le := binary.LittleEndian
+	b = le.AppendUint32(b, uint32(len(libs)))
+	b = append(b, make([]byte, cacheHeader-len(b))...)
+	strs := cacheHeader + len(libs)*cacheEntry
+	var text strings.Builder
+	add := func(s string) uint32 {
+		at := strs + text.Len()
+		text.WriteString(s + "\x00")
+		return uint32(at)
+	}
+	for _, l := range libs {
+		b = le.AppendUint32(b, cacheX86_64)
+		b = le.AppendUint32(b, add(l[0]))
+		b = le.AppendUint32(b, add(l[1]))
+		b = append(b, make([]byte, 12)...)
+	}
+	return string(b) + text.String()
+}
+
+func TestParseCache(t *testing.T) {
+	assert.Nil(t, parseCache(nil))
+	assert.Nil(t, parseCache([]byte("something else")))
+	good := cacheOf([][2]string{{"a.so", "/x/a.so"}, {"a.so", "/y/a.so"}, {"b.so", "relative"}})
+	want := map[string]string{"a.so": "/x/a.so"}
+	assert.Equal(t, want, parseCache([]byte(good)))
+	assert.Equal(t, want, parseCache([]byte("ld.so-1.7.0\x00and an old one"+good)))
+	own, err := os.ReadFile("/etc/ld.so.cache")
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Skip("this machine has no /etc/ld.so.cache")
+	}
+	require.NoError(t, err)
+	if bytes.Contains(own, []byte(cacheMagic)) {
+		assert.NotEmpty(t, parseCache(own))
+	}
+}
+
+func FuzzParseCache(f *testing.F) {
+	f.Add([]byte(cacheOf([][2]string{{"a.so", "/x/a.so"}})))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for name, path := range parseCache(b) {
+			if name == "" || !filepath.IsAbs(path) {
+				t.Fatalf("%q: %q", name, path)
+			}
+		}
+	})
+}
