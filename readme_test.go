@@ -59,29 +59,35 @@ func TestReadmeShowsTheExample(t *testing.T) {
 	assert.Equal(t, want, code)
 }
 
-// TestReadmeExitCodes compares the README's table with the man page, which is
-// made from the command.
-func TestReadmeExitCodes(t *testing.T) {
+// TestExitCodes compares the tables of exit codes with the man page, which is made
+// from the commands.
+func TestExitCodes(t *testing.T) {
 	numbers := regexp.MustCompile(`\b\d+\b`)
-	var want, got []string
-	_, block, ok := strings.Cut(read(t, "docs/vole.1"), "Exit codes:\n.nf\n")
-	require.True(t, ok)
-	block, _, _ = strings.Cut(block, ".fi")
-	for line := range strings.Lines(block) {
-		want = append(want, numbers.FindAllString(line[:min(len(line), 10)], -1)...)
+	for command, page := range map[string]string{"run": "README.md", "exec": "docs/exec.md"} {
+		t.Run(command, func(t *testing.T) {
+			var want, got []string
+			_, section, ok := strings.Cut(read(t, "docs/vole.1"), ".SS vole "+command+"\n")
+			require.True(t, ok)
+			_, block, ok := strings.Cut(section, "Exit codes:\n.nf\n")
+			require.True(t, ok)
+			block, _, _ = strings.Cut(block, ".fi")
+			for line := range strings.Lines(block) {
+				want = append(want, numbers.FindAllString(line[:min(len(line), 10)], -1)...)
+			}
+			_, table, ok := strings.Cut(read(t, page), "## Exit codes")
+			require.True(t, ok)
+			table, _, _ = strings.Cut(table, "\n## ")
+			for line := range strings.Lines(table) {
+				if cells := strings.Split(line, "|"); len(cells) > 2 {
+					got = append(got, numbers.FindAllString(cells[1], -1)...)
+				}
+			}
+			slices.Sort(want)
+			slices.Sort(got)
+			assert.NotEmpty(t, want)
+			assert.Equal(t, want, got)
+		})
 	}
-	_, table, ok := strings.Cut(read(t, "README.md"), "## Exit codes")
-	require.True(t, ok)
-	table, _, _ = strings.Cut(table, "\n## ")
-	for line := range strings.Lines(table) {
-		if cells := strings.Split(line, "|"); len(cells) > 2 {
-			got = append(got, numbers.FindAllString(cells[1], -1)...)
-		}
-	}
-	slices.Sort(want)
-	slices.Sort(got)
-	assert.NotEmpty(t, want)
-	assert.Equal(t, want, got)
 }
 
 // TestPagesNameWhatIsThere looks up what the documents name: files that they

@@ -116,7 +116,6 @@ func TestBadUsage(t *testing.T) {
 		"unknown command":       {[]string{"frob"}, []string{"vole: ", `"frob"`}},
 		"unknown flag":          {[]string{"run", "--frob"}, []string{"vole: run: ", "--frob"}},
 		"unknown short flag":    {[]string{"run", "-z"}, []string{"'z'"}},
-		"a device not there":    {[]string{"run", "--share", "d:t"}, []string{"--share"}},
 		"no such network":       {[]string{"run", "--net", "bridge"}, []string{"--net", `"bridge" begins neither with tap=NAME nor with user`}},
 		"tap without a name":    {[]string{"run", "--net", "tap="}, []string{"--net", "tap=NAME"}},
 		"network option":        {[]string{"run", "--net", "user,speed=1"}, []string{"--net", `"speed=1" is no option of a network`}},
