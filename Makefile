@@ -101,7 +101,7 @@ test: need-gcc build rig deps ## everything that CI runs: lint, units, payloads 
 	@echo "== units and payloads$(if $(REQUIRE_KVM), on /dev/kvm,: no /dev/kvm that can be opened)"
 	@eval "$$(bin/nested -unit-env)"; $(REQUIRE_KVM) $(call within,270s) $(GOTEST) $(RACE) -timeout 4m ./...
 	@echo "== allocations, which the race detector changes"
-	@CGO_ENABLED=0 $(call within,1m) $(GOTEST) -run '^TestNoAllocations$$' ./virtio/block ./virtio/net ./virtio/vsock ./virtio/console
+	@CGO_ENABLED=0 $(call within,1m) $(GOTEST) -run '^TestNoAllocations$$' ./virtio/block ./virtio/net ./virtio/vsock ./virtio/console ./virtio/fs
 	@echo "== guests"
 	@CGO_ENABLED=0 $(call within,12m) $(GOTEST) -p 1 -timeout 11m $(RIG) $(GUESTS)
 
