@@ -188,7 +188,7 @@ func (f *execFlags) run(args []string) error {
 
 // session checks everything that was said.
 func (f *execFlags) session(args []string) (_ *execSession, err error) {
-	machine, cfg, err := f.machine()
+	machine, _, err := f.machine()
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +209,8 @@ func (f *execFlags) session(args []string) (_ *execSession, err error) {
 	if machine.Memory == "" {
 		machine.Memory = spec.Text(execMemory)
 	}
-	if cfg, err = machine.Config(); err != nil {
+	cfg, err := machine.Config()
+	if err != nil {
 		return nil, err
 	}
 	ignoreStops()

@@ -238,7 +238,7 @@ func (g *Guest) control(c net.Conn) {
 		return
 	}
 	err := g.frames(c)
-	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 		err = ErrLost
 	} else if !errors.Is(err, ErrProtocol) {
 		err = fmt.Errorf("%w: %w", ErrLost, err)
@@ -249,7 +249,7 @@ func (g *Guest) control(c net.Conn) {
 	g.drop(c)
 }
 
-// frames reads frames until the end of the connection.
+// frames reads frames until the end of the connection, which the error says.
 func (g *Guest) frames(c net.Conn) error {
 	r := bufio.NewReader(c)
 	for {

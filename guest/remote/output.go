@@ -9,11 +9,14 @@ import (
 // maxStderr is how much of a command's standard error an ExitError keeps, in bytes.
 const maxStderr = 32 << 10
 
+// errSet says that what a method would set is set by the caller.
+var errSet = errors.New("that file of the command is set already")
+
 // Output runs the command and returns its standard output. An ExitError has the end of
 // its standard error, if Stderr is not set.
 func (c *Cmd) Output() ([]byte, error) {
 	if c.Stdout != nil {
-		return nil, errors.New("Stdout is set already")
+		return nil, errSet
 	}
 	var out bytes.Buffer
 	var last tail
@@ -33,7 +36,7 @@ func (c *Cmd) Output() ([]byte, error) {
 // CombinedOutput runs the command and returns what it wrote to both of its outputs.
 func (c *Cmd) CombinedOutput() ([]byte, error) {
 	if c.Stdout != nil || c.Stderr != nil {
-		return nil, errors.New("Stdout or Stderr is set already")
+		return nil, errSet
 	}
 	var out bytes.Buffer
 	c.Stdout, c.Stderr = &out, &out
@@ -44,7 +47,7 @@ func (c *Cmd) CombinedOutput() ([]byte, error) {
 // StdinPipe returns a pipe to the command's standard input. Wait closes it.
 func (c *Cmd) StdinPipe() (io.WriteCloser, error) {
 	if c.Stdin != nil {
-		return nil, errors.New("Stdin is set already")
+		return nil, errSet
 	}
 	r, w := io.Pipe()
 	c.Stdin = r
@@ -56,7 +59,7 @@ func (c *Cmd) StdinPipe() (io.WriteCloser, error) {
 // Wait closes it: what is not read by then is lost.
 func (c *Cmd) StdoutPipe() (io.ReadCloser, error) {
 	if c.Stdout != nil {
-		return nil, errors.New("Stdout is set already")
+		return nil, errSet
 	}
 	var r io.ReadCloser
 	r, c.Stdout = c.pipe(1)
@@ -66,7 +69,7 @@ func (c *Cmd) StdoutPipe() (io.ReadCloser, error) {
 // StderrPipe is StdoutPipe for the standard error.
 func (c *Cmd) StderrPipe() (io.ReadCloser, error) {
 	if c.Stderr != nil {
-		return nil, errors.New("Stderr is set already")
+		return nil, errSet
 	}
 	var r io.ReadCloser
 	r, c.Stderr = c.pipe(2)

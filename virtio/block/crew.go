@@ -2,8 +2,6 @@ package block
 
 import (
 	"sync"
-
-	"github.com/vole-vmm/vole/virtio"
 )
 
 // crew is the workers of one queue. One of them listens: it takes requests from
@@ -53,14 +51,4 @@ func (c *crew) leave(over bool) {
 		c.called = true
 		call <- struct{}{}
 	}
-}
-
-// take waits for the next request and reports false when the queue is stopped.
-func take(q *virtio.Queue, c *virtio.Chain) bool {
-	for !q.Pop(c) {
-		if !q.Wait() {
-			return false
-		}
-	}
-	return true
 }
