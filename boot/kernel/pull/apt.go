@@ -20,9 +20,10 @@ const (
 	aptUpdateTimeout   = 10 * time.Minute
 	aptDownloadTimeout = 30 * time.Minute
 
-	aptListsName  = "apt"
-	aptListsFresh = time.Hour
-	aptDebsName   = "debs"
+	aptListsName   = "apt"
+	aptListsFresh  = time.Hour
+	aptUpdatedName = "updated"
+	aptDebsName    = "debs"
 
 	// maxAptOutput bounds what is kept of a command's output, in bytes.
 	maxAptOutput = 16 << 20
@@ -77,10 +78,11 @@ func newApt(j *job) (*apt, error) {
 	return a, nil
 }
 
-// close gives the private lists back and removes what need not stay.
-func (a *apt) close() {
+// close gives the private lists back and removes what need not stay: lists too,
+// if they are not whole and have not served either.
+func (a *apt) close(served bool) {
 	if a.lists != nil {
-		_ = a.lists.unlock(true)
+		_ = a.lists.unlock(served || fileSize(a.lists.join(aptUpdatedName)) > 0)
 	}
 	os.Remove(a.config)
 	os.Remove(a.job.work.join("status"))
@@ -193,7 +195,7 @@ func (a *apt) update(ctx context.Context) error {
 	if err := a.lockLists(ctx); err != nil {
 		return err
 	}
-	if info, err := a.lists.f.Stat(); err == nil && time.Since(info.ModTime()) < aptListsFresh && fileSize(a.lists.join("updated")) > 0 {
+	if info, err := a.lists.f.Stat(); err == nil && time.Since(info.ModTime()) < aptListsFresh && fileSize(a.lists.join(aptUpdatedName)) > 0 {
 		return nil
 	}
 	if err := os.MkdirAll(filepath.Join(a.listsDir(), "partial"), 0o755); err != nil {
@@ -204,8 +206,8 @@ func (a *apt) update(ctx context.Context) error {
 		return err
 	}
 	// Its making anew makes the directory as young as the lists.
-	os.Remove(a.lists.join("updated"))
-	return os.WriteFile(a.lists.join("updated"), []byte("by vole\n"), 0o600)
+	os.Remove(a.lists.join(aptUpdatedName))
+	return os.WriteFile(a.lists.join(aptUpdatedName), []byte("by vole\n"), 0o600)
 }
 
 // aptPackage is one package that apt would install.

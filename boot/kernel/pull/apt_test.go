@@ -124,6 +124,9 @@ func TestPullApt(t *testing.T) {
 					assert.ErrorIs(t, err, c.err)
 				}
 				assert.NotContains(t, err.Error(), "\n")
+				for _, n := range names(t, opt.Dir) {
+					assert.Regexp(t, "^.work/apt/(updated|lists/new)$", n)
+				}
 				return
 			}
 			require.NoError(t, err)

@@ -32,12 +32,12 @@ func parseApt(query string) (Source, error) {
 
 func isVersion(query string) bool { return query[0] >= '0' && query[0] <= '9' }
 
-func (s aptSource) find(ctx context.Context, j *job) (offer, error) {
+func (s aptSource) find(ctx context.Context, j *job) (_ offer, err error) {
 	a, err := newApt(j)
 	if err != nil {
 		return offer{}, err
 	}
-	defer a.close()
+	defer func() { a.close(err == nil) }()
 	packages, err := s.resolve(ctx, a)
 	if err != nil && ctx.Err() == nil {
 		// The host may have no lists, or old ones.
@@ -162,12 +162,12 @@ func chooseVersion(names []string, version string) string {
 
 // fetch downloads and unpacks packages that were found in the host's lists or in
 // private ones.
-func (s aptSource) fetch(ctx context.Context, j *job, t *tree, packages []aptPackage, private bool) (fetched, error) {
+func (s aptSource) fetch(ctx context.Context, j *job, t *tree, packages []aptPackage, private bool) (_ fetched, err error) {
 	a, err := newApt(j)
 	if err != nil {
 		return fetched{}, err
 	}
-	defer a.close()
+	defer func() { a.close(err == nil) }()
 	if private {
 		if err := a.lockLists(ctx); err != nil {
 			return fetched{}, err
