@@ -1,4 +1,4 @@
-// Package guest is what runs as PID 1 inside a guest: the program that vole
+// Package guest is what runs as PID 1 inside a guest. By itself it is the program that vole
 // packs into an initramfs of its own when it is given neither an initrd nor a
 // disk. That program is the very binary that packs it, so main has to ask
 // [IsInit] first and hand over to [Main].
@@ -27,6 +27,9 @@
 // word to /sys/kernel/reboot/type (Linux 5.11 and later) and restarts; on an
 // older kernel add reboot=t to the command line, with the same effect.
 //
-// [Archive] makes the initramfs. What a guest does beyond a report, running
-// commands and mounting shares, is not here.
+// [Archive] makes the initramfs.
+//
+// An initramfs of [AgentArchive] makes [Main] something else: package agent, which
+// loads modules, mounts shares and runs the host's commands until it is told to end
+// the guest. The words above mean nothing to it.
 package guest

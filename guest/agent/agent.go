@@ -83,6 +83,7 @@ func Run(o Options) error {
 		commands: make(map[uint32]*command),
 	}
 	go a.children.run()
+	immune()
 	err := a.run()
 	if err != nil {
 		a.Say(fmt.Sprintf("vole guest: %v\n", err))

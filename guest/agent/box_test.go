@@ -3,9 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -239,7 +237,7 @@ func newBox(t testing.TB, c wire.Config) *box {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 
 	b := &box{Listener: boxListener{conn.(*net.UnixConn)}, out: &console{}, exited: make(chan struct{})}
-	b.cmd = exec.Command(testProgram(t))
+	b.cmd = exec.Command("/proc/self/exe")
 	b.cmd.Env = []string{boxEnv + "=" + string(text), boxDirEnv + "=" + dir}
 	b.cmd.Stdout, b.cmd.Stderr = b.out, b.out
 	b.cmd.ExtraFiles = []*os.File{theirs}
@@ -264,35 +262,6 @@ func newBox(t testing.TB, c wire.Config) *box {
 	return b
 }
 
-// testProgram is this test, where another user can run it.
-var testProgram = func() func(t testing.TB) string {
-	var once sync.Once
-	var path string
-	var err error
-	return func(t testing.TB) string {
-		once.Do(func() { path, err = copyProgram() })
-		require.NoError(t, err)
-		return path
-	}
-}()
-
-func copyProgram() (string, error) {
-	// In one place, so that only the last one stays.
-	path := filepath.Join(os.TempDir(), fmt.Sprintf("vole-agent-test-%d", os.Getuid()))
-	in, err := os.Open("/proc/self/exe")
-	if err != nil {
-		return "", err
-	}
-	defer in.Close()
-	_ = os.Remove(path)
-	out, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
-	if err != nil {
-		return "", err
-	}
-	_, err = io.Copy(out, in)
-	return path, errors.Join(err, out.Close(), os.Chmod(path, 0o755))
-}
-
 // hostRoot is this machine's root, as a box's.
 func hostRoot() *wire.Root {
 	return &wire.Root{Tag: "host", Overlay: true, Writable: []wire.Text{"/dev"}}
@@ -310,7 +279,7 @@ func newGuest(t testing.TB, c wire.Config) (*remote.Guest, *box) {
 	return g, b
 }
 
-// within is a context for the whole of a test.
+// bounded is a context for the whole of a test.
 func bounded(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), boxTimeout)
 	t.Cleanup(cancel)

@@ -77,7 +77,7 @@ func TestEndings(t *testing.T) {
 		{"kill -9 $$", -1, syscall.SIGKILL},
 		{"kill -SEGV $$", -1, syscall.SIGSEGV},
 		{"kill -TERM 0; sleep 100", -1, syscall.SIGTERM},
-		{"kill -9 1; exit 4", 4, 0}, // PID 1 is immune
+		{"for s in KILL TERM HUP INT QUIT ABRT SEGV STOP; do kill -$s 1; done; exit 4", 4, 0}, // PID 1 is immune
 	} {
 		t.Run(c.script, func(t *testing.T) {
 			err := sh(t, g, c.script).Run()
@@ -200,6 +200,7 @@ func TestIdentity(t *testing.T) {
 	assert.Equal(t, "to stderr\n", errs.String())
 	assert.Equal(t, "0\n0022\n/\n", said(t, g, "id -u; umask; pwd"))
 	assert.Equal(t, "0\n", said(t, g, "cat /proc/self/oom_score_adj"))
+	assert.Equal(t, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n", said(t, g, "grep -e SigBlk -e SigIgn /proc/self/status"))
 }
 
 func TestStandardFiles(t *testing.T) {

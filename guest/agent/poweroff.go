@@ -27,9 +27,7 @@ func powerOff() {
 // file system that hangs.
 func (a *agent) settle(unmount bool) {
 	_ = unix.Kill(-1, unix.SIGKILL)
-	for deadline := time.Now().Add(killBound); !a.children.idle() && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
+	a.children.wait(killBound)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -22,7 +22,8 @@ type child struct {
 
 // reaper waits for all children of this process.
 type reaper struct {
-	wake chan struct{} // there may be a child
+	wake  chan struct{} // there may be a child
+	ended chan struct{} // a child has ended, since somebody looked
 
 	mu       sync.Mutex
 	known    map[int]*child
@@ -31,7 +32,7 @@ type reaper struct {
 }
 
 func newReaper() *reaper {
-	return &reaper{wake: make(chan struct{}, 1), known: make(map[int]*child), early: make(map[int]end)}
+	return &reaper{wake: make(chan struct{}, 1), ended: make(chan struct{}, 1), known: make(map[int]*child), early: make(map[int]end)}
 }
 
 // run waits for children for ever.
@@ -58,6 +59,7 @@ func (r *reaper) collect() {
 		return
 	}
 	e.at = time.Now()
+	notify(r.ended)
 	if c := r.known[pid]; c != nil {
 		delete(r.known, pid)
 		c.ended <- e
@@ -72,10 +74,7 @@ func (r *reaper) start(fork func() (pid int, err error)) (*child, error) {
 	r.starting++
 	r.mu.Unlock()
 	pid, err := fork()
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
+	notify(r.wake)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.starting--
@@ -108,9 +107,29 @@ func (r *reaper) signal(c *child, group int, s unix.Signal) error {
 	return unix.Kill(-group, s)
 }
 
-// idle says whether no command's process is left.
-func (r *reaper) idle() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.known) == 0
+// wait waits until no child of a command is left, but not longer than bound.
+func (r *reaper) wait(bound time.Duration) {
+	timeout := time.NewTimer(bound)
+	defer timeout.Stop()
+	for {
+		r.mu.Lock()
+		left := len(r.known) + r.starting
+		r.mu.Unlock()
+		if left == 0 {
+			return
+		}
+		select {
+		case <-r.ended:
+		case <-timeout.C:
+			return
+		}
+	}
+}
+
+// notify leaves a word for whoever looks at c.
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }

@@ -193,7 +193,7 @@ func mountFD(fd int, target string) error {
 // look for it.
 func bindModules(dir string, p *problems) {
 	target := "/lib/modules/" + release()
-	if dir == "" || dir == target || "/usr"+target == dir {
+	if dir == "" || dir == target {
 		return
 	}
 	err := os.MkdirAll(target, 0o755)

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"os"
+	"os/signal"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -51,4 +53,13 @@ const (
 // refuses stays as it is.
 func limits() {
 	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: softFiles, Max: hardFiles})
+}
+
+// immune has signals do nothing to this process that would end it: the kernel keeps
+// those from PID 1 that it does not handle, but Go's runtime handles all. To ignore
+// them is not the same, for children would ignore them too.
+func immune() {
+	signal.Notify(make(chan os.Signal, 1),
+		unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGILL, unix.SIGTRAP, unix.SIGABRT, unix.SIGBUS, unix.SIGFPE,
+		unix.SIGSEGV, unix.SIGTERM, unix.SIGSYS, unix.SIGXCPU, unix.SIGXFSZ)
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -84,11 +85,16 @@ func sharedRoot(t testing.TB) string {
 	busybox, err := os.ReadFile(asset(t, nested.AssetBusybox))
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(root, "bin/busybox"), busybox, 0o755))
-	for _, name := range []string{"sh", "cat", "md5sum", "mount", "hostname", "id", "ls", "sleep", "stty", "tty", "umask", "ifconfig", "head", "seq"} {
+	for _, name := range []string{"sh", "cat", "md5sum", "mount", "hostname", "id", "ls", "sleep", "stty", "tty", "umask", "ifconfig", "head", "tail", "date"} {
 		require.NoError(t, os.Symlink("busybox", filepath.Join(root, "bin", name)))
 	}
 	return root
 }
+
+// full takes nothing.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
 
 // TestAgent: commands in a guest with a stock kernel, on a shared root.
 func TestAgent(t *testing.T) {
@@ -129,11 +135,34 @@ func TestAgent(t *testing.T) {
 		require.NoError(t, err)
 		assert.True(t, slices.Equal(data, got), "%d bytes of %d", len(got), len(data))
 
-		c = g.CommandContext(ctx, "sh", "-c", "tty; stty size; cat")
+		// Nobody takes what it writes, nobody reads what it is sent.
+		c = g.CommandContext(ctx, "sh", "-c", "exec cat /dev/zero")
+		c.Stdout = full{}
+		require.ErrorAs(t, c.Run(), &exit)
+		assert.Equal(t, syscall.SIGPIPE, exit.Signal())
+		c = g.CommandContext(ctx, "head", "-c", "3")
+		c.Stdin = io.MultiReader(strings.NewReader("abc"), bytes.NewReader(data))
+		got, err = c.Output()
+		require.NoError(t, err)
+		assert.Equal(t, "abc", string(got))
+
+		c = g.CommandContext(ctx, "sh", "-c", "read line; echo $line; tty; stty size")
 		var shown bytes.Buffer
 		c.Terminal = &remote.Terminal{Rows: 33, Cols: 77, In: strings.NewReader("typed\n"), Out: &shown}
 		require.NoError(t, c.Run())
-		assert.Equal(t, "/dev/pts/0\r\n33 77\r\ntyped\r\ntyped\r\n", strings.Replace(shown.String(), "typed\r\n/dev/pts/0\r\n33 77\r\n", "/dev/pts/0\r\n33 77\r\ntyped\r\n", 1))
+		assert.Equal(t, "typed\r\ntyped\r\n/dev/pts/0\r\n33 77\r\n", shown.String())
+
+		// Neither a signal to PID 1 nor the want of memory ends the guest.
+		c = g.CommandContext(ctx, "sh", "-c", "kill -TERM 1; exec tail /dev/zero")
+		require.ErrorAs(t, c.Run(), &exit)
+		assert.Equal(t, syscall.SIGKILL, exit.Signal())
+		assert.True(t, exit.OOM())
+
+		require.NoError(t, g.SetClock(time.Unix(2_000_000_000, 0)))
+		require.NoError(t, g.Ping(ctx))
+		got, err = g.CommandContext(ctx, "date", "+%s").Output()
+		require.NoError(t, err)
+		assert.Regexp(t, `^20000000\d\d\n$`, string(got))
 
 		require.NoError(t, g.Poweroff())
 		end, err := g.machine.Wait(ctx)
