@@ -258,12 +258,25 @@ func QEMUCommand(ctx context.Context, args ...string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
+// VirtiofsdCommand is [QEMUCommand] for the virtiofsd that came with QEMU.
+func VirtiofsdCommand(ctx context.Context, args ...string) (*exec.Cmd, error) {
+	q, err := findQEMU()
+	if err != nil {
+		return nil, err
+	}
+	if q.virtiofsd == "" {
+		return nil, notFetched(AssetQEMU, "it has no virtiofsd")
+	}
+	return exec.CommandContext(ctx, q.loader, append([]string{"--library-path", strings.Join(q.libs, ":"), q.virtiofsd}, args...)...), nil
+}
+
 // qemuTree is the unpacked QEMU. It is started by its own dynamic loader, so
 // that the C library of the machine does not matter.
 type qemuTree struct {
 	loader, program string
 	libs            []string // directories of shared libraries
 	plugins         string   // directory of QEMU's own modules
+	virtiofsd       string   // shares directories, "" if this QEMU has none with it
 	firmware        []string
 }
 
@@ -282,6 +295,9 @@ func findQEMU() (qemuTree, error) {
 	}
 	if _, err := os.Stat(q.program); err != nil {
 		return q, notFetched(AssetQEMU, err.Error())
+	}
+	if path := filepath.Join(dir, "usr/lib/qemu/virtiofsd"); exists(path) {
+		q.virtiofsd = path
 	}
 	return q, nil
 }
@@ -338,4 +354,9 @@ func buildVole() error {
 		return err
 	}
 	return os.Setenv("VOLE_BIN", path)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }

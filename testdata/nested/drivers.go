@@ -19,6 +19,10 @@ var guestDrivers = []string{
 	"vmw_vsock_virtio_transport", "fuse", "virtiofs", "overlay",
 }
 
+// peerDrivers are what the same guest needs on QEMU's other shared directories, where
+// the kernel has it.
+var peerDrivers = []string{"9p", "9pnet_virtio"}
+
 // driversOf are the kernels of a drivers asset: all of them, or one.
 func driversOf(asset string) ([]Kernel, error) {
 	list, err := Kernels()
@@ -47,7 +51,11 @@ func (p *packer) drivers(k Kernel) error {
 	if err != nil {
 		return fmt.Errorf("nested: look for a guest's modules: %w", err)
 	}
-	sel, err := dir.Select(initramfs.SelectOptions{}, guestDrivers...)
+	names := guestDrivers
+	if _, err := dir.Select(initramfs.SelectOptions{}, peerDrivers...); err == nil {
+		names = slices.Concat(names, peerDrivers)
+	}
+	sel, err := dir.Select(initramfs.SelectOptions{}, names...)
 	if err != nil {
 		return fmt.Errorf("nested: look for a guest's modules: %w", err)
 	}

@@ -98,22 +98,28 @@ func (p *packer) program(path string) error {
 	return nil
 }
 
-// qemu adds what QEMU needs to run a guest: the program, the libraries that it
-// links and the firmware of PC machines; of its plug-ins none, since those are
+// qemu adds what QEMU needs to run a guest: the program, the one that shares
+// directories beside it, the libraries that they link and the firmware of PC machines; of its plug-ins none, since those are
 // other accelerators and displays.
 func (p *packer) qemu() error {
 	q, err := findQEMU()
 	if err != nil {
 		return err
 	}
-	libs, err := elfClosure(q.program, q.libs)
-	if err != nil {
-		return err
-	}
-	files := []string{q.loader, q.program}
-	for _, lib := range libs {
-		if slices.Contains(q.libs, filepath.Dir(lib)) {
-			files = append(files, lib)
+	files := []string{q.loader}
+	for _, program := range []string{q.program, q.virtiofsd} {
+		if program == "" {
+			continue
+		}
+		libs, err := elfClosure(program, q.libs)
+		if err != nil {
+			return err
+		}
+		files = append(files, program)
+		for _, lib := range libs {
+			if slices.Contains(q.libs, filepath.Dir(lib)) && !slices.Contains(files, lib) {
+				files = append(files, lib)
+			}
 		}
 	}
 	firmware := []string{

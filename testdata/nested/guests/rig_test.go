@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -123,6 +124,7 @@ type running struct {
 	cmd    *exec.Cmd
 	out    *watched
 	errs   bytes.Buffer
+	ctx    context.Context // nil for none
 	cancel context.CancelFunc
 }
 
@@ -139,6 +141,10 @@ func startWithin(t testing.TB, bound time.Duration, args ...string) *running {
 	r.cmd = exec.CommandContext(ctx, asset(t, nested.AssetVole), args...)
 	r.cmd.Env = append(os.Environ(), "VOLE_CACHE="+filepath.Join(t.TempDir(), "cache"))
 	r.cmd.Stdout, r.cmd.Stderr = r.out, &r.errs
+	// One that takes too long shows where it is.
+	r.cmd.Cancel = func() error { return r.cmd.Process.Signal(syscall.SIGQUIT) }
+	r.cmd.WaitDelay = 30 * time.Second
+	r.ctx = ctx
 	require.NoError(t, r.cmd.Start())
 	t.Cleanup(cancel)
 	return r
@@ -149,6 +155,9 @@ func (r *running) wait() result {
 	stop := r.sayNowAndThen()
 	err := r.cmd.Wait()
 	stop()
+	if r.ctx != nil && errors.Is(r.ctx.Err(), context.DeadlineExceeded) {
+		require.Fail(r.t, "vole took too long", "console: %s\nstderr: %s", r.out.String(), r.errs.String())
+	}
 	r.cancel()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
