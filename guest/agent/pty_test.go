@@ -122,6 +122,12 @@ func TestTerminal(t *testing.T) {
 		require.NoError(t, c.Run())
 		(&screen{t: t, r: r}).until("mine\r\n1000 620\r\n")
 	})
+	t.Run("hung up", func(t *testing.T) {
+		c := sh(t, g, "while :; do echo x; sleep 0.01; done")
+		c.Terminal = &remote.Terminal{Out: failing{}}
+		require.Error(t, c.Run())
+		assert.Equal(t, syscall.SIGHUP, c.ProcessState.Signal())
+	})
 	t.Run("left behind", func(t *testing.T) {
 		c, s, _ := sit(t, g, "trap '' HUP; sleep 1000 & echo bye", 10, 10)
 		require.NoError(t, c.Wait())

@@ -38,7 +38,7 @@ func newOutput(from, to *os.File, tty bool) *output {
 }
 
 // copy copies until the end of the output, or until the host does not want it. The
-// command's next write then raises SIGPIPE.
+// command's next write then raises SIGPIPE, and a terminal is hung up.
 func (o *output) copy() {
 	defer close(o.done)
 	buf := make([]byte, smallBuffer)
@@ -46,9 +46,7 @@ func (o *output) copy() {
 		n, err := o.from.Read(buf)
 		if n > 0 {
 			if _, werr := o.to.Write(buf[:n]); werr != nil {
-				if !o.tty {
-					o.from.Close()
-				}
+				o.from.Close()
 				return
 			}
 			if n == len(buf) && n < largeBuffer {
