@@ -27,7 +27,8 @@ type Cmd struct {
 	// Stdin, Stdout and Stderr are /dev/null where they are nil. A reader whose Read
 	// waits when the command ends is left behind, unless it has SetReadDeadline.
 	// Stdout and Stderr may be the same: then their bytes come in the order in which
-	// they were written. A writer that fails closes the command's end: SIGPIPE.
+	// they were written. A writer that fails closes the command's end: SIGPIPE. A reader
+	// that fails, other than by io.EOF, has the command killed.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	// User is who runs the command; nil is root.
@@ -52,7 +53,8 @@ type Cmd struct {
 	begun    bool
 	streams  [4]stream
 	output   sync.WaitGroup // of the streams that the command writes
-	copyErr  error
+	copyErr  error          // of a writer
+	inErr    error          // of a reader
 	process  int
 	going    chan struct{} // closed when the guest has started it, or at the end
 	finished chan struct{} // closed with the end
@@ -277,6 +279,8 @@ func (c *Cmd) Wait() error {
 	switch {
 	case c.state == nil:
 		return c.err
+	case c.inErr != nil && !c.state.Success():
+		return c.inErr
 	case c.copyErr != nil && c.state.Success():
 		return c.copyErr
 	case !c.state.Success():

@@ -25,8 +25,9 @@ var (
 )
 
 const (
-	// maxConns bounds the connections of the guest that wait for their turn.
-	maxConns = 256
+	// maxConns bounds the guest's connections: those of a command are up to four, also
+	// for as long as they take to close.
+	maxConns = 1024
 	// prefaceBound is how long a connection may take to say what it is.
 	prefaceBound = 30 * time.Second
 	// lostBound is the same for a guest that is gone.
@@ -92,15 +93,30 @@ func New(l net.Listener, o Options) *Guest {
 // Ready waits for the agent and returns what it said. The error is ctx's, or why there
 // will be no agent.
 func (g *Guest) Ready(ctx context.Context) (wire.Hello, error) {
+	if hello, ok := g.Hello(); ok {
+		return hello, nil
+	}
 	select {
 	case <-g.ready:
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		return g.hello, nil
+		hello, _ := g.Hello()
+		return hello, nil
 	case <-g.done:
 		return wire.Hello{}, g.Err()
 	case <-ctx.Done():
 		return wire.Hello{}, ctx.Err()
+	}
+}
+
+// Hello is what the agent said when it was ready, also when it has gone since; false if
+// it has not been.
+func (g *Guest) Hello() (wire.Hello, bool) {
+	select {
+	case <-g.ready:
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.hello, true
+	default:
+		return wire.Hello{}, false
 	}
 }
 

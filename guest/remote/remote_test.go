@@ -267,6 +267,32 @@ func TestWriterFails(t *testing.T) {
 	require.EqualError(t, <-run, "full")
 }
 
+type broken struct{ io.Reader }
+
+func (b broken) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	if err == io.EOF {
+		err = errors.New("torn")
+	}
+	return n, err
+}
+
+// A file of which only a part can be read must not look whole in the guest.
+func TestReaderFails(t *testing.T) {
+	g, path := newGuest(t)
+	a := newAgent(t, path)
+	write := async(func() error { return g.CopyIn(within(t), "/x", broken{strings.NewReader("half")}, 0o600) })
+	var w wire.Command
+	a.next(wire.KindStart, &w)
+	a.stream(w.ID, 0)
+	a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 1})
+	var sig wire.Signal
+	a.next(wire.KindSignal, &sig)
+	assert.Equal(t, wire.Signal{ID: w.ID, Signal: 9}, sig)
+	a.say(wire.KindExited, wire.Exited{ID: w.ID, What: "it was stopped"})
+	require.EqualError(t, <-write, "write /x: torn")
+}
+
 func TestTerminal(t *testing.T) {
 	g, path := newGuest(t)
 	a := newAgent(t, path)

@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"reflect"
+	"syscall"
 	"time"
 
 	"github.com/vole-vmm/vole/guest/wire"
@@ -139,7 +140,7 @@ func (c *Cmd) send(conn net.Conn, in io.Reader) {
 			case <-stop:
 			}
 		}()
-		pump(conn, in)
+		c.pump(conn, in)
 		close(stop)
 		<-joined
 		return
@@ -148,7 +149,7 @@ func (c *Cmd) send(conn net.Conn, in io.Reader) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		pump(conn, in)
+		c.pump(conn, in)
 	}()
 	select {
 	case <-done:
@@ -156,8 +157,9 @@ func (c *Cmd) send(conn net.Conn, in io.Reader) {
 	}
 }
 
-// pump copies in until either end has ended.
-func pump(conn net.Conn, in io.Reader) {
+// pump copies in until either end has ended. A reader that fails is no end of the
+// command's input.
+func (c *Cmd) pump(conn net.Conn, in io.Reader) {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := in.Read(buf)
@@ -166,12 +168,29 @@ func pump(conn net.Conn, in io.Reader) {
 				return
 			}
 		}
-		if err != nil {
+		if err == io.EOF {
 			break
+		}
+		if err != nil {
+			c.inputFailed(err)
+			return
 		}
 	}
 	if h, ok := conn.(interface{ CloseWrite() error }); ok {
 		_ = h.CloseWrite()
+	}
+}
+
+// inputFailed ends the command, unless it has ended: what it was to read can't be had.
+func (c *Cmd) inputFailed(err error) {
+	c.mu.Lock()
+	late := c.ended()
+	if !late && c.inErr == nil {
+		c.inErr = err
+	}
+	c.mu.Unlock()
+	if !late {
+		_ = c.Signal(syscall.SIGKILL)
 	}
 }
 
