@@ -260,6 +260,61 @@ func TestPathsOfEvictedDirectories(t *testing.T) {
 	assert.Equal(t, estale, st)
 	_, st = c.mkdir(moved, "x", 0o755)
 	assert.Equal(t, estale, st)
+	_, st = c.getattr(bottom)
+	assert.Equal(t, estale, st, "a link on the way is not followed, wherever it leads")
+	require.NoError(t, os.Remove(c.dir+"/a"))
+	require.NoError(t, os.Mkdir(c.dir+"/a", 0o755))
+	_, st = c.getattr(moved)
+	assert.Equal(t, estale, st)
+	_, st = c.create(moved, "x", unix.O_WRONLY, 0o644)
+	assert.Equal(t, estale, st)
+	require.NoError(t, os.WriteFile(c.dir+"/n1/f", nil, 0o644))
+	f := c.node("n1/f")
+	require.NoError(t, os.Rename(c.dir+"/n1/f", c.dir+"/n2/f"))
+	require.NoError(t, os.WriteFile(c.dir+"/n1/f", nil, 0o644))
+	for _, st := range []fuse.Status{
+		func() fuse.Status { _, st := c.getattr(f); return st }(),
+		func() fuse.Status { _, st := c.open(f, unix.O_RDWR|unix.O_TRUNC); return st }(),
+		func() fuse.Status {
+			_, st := c.setattr(fuse.SetAttrInCommon{InHeader: c.header(f), Valid: fuse.FATTR_MODE})
+			return st
+		}(),
+	} {
+		assert.Equal(t, estale, st, "another file under its name")
+	}
+}
+
+// Who looks at a node while the guest moves it finds it.
+func TestRenamesUnderWay(t *testing.T) {
+	c := share(t, hostdir.Options{Limits: hostdir.Limits{MaxOpen: 1}})
+	c.put("a/d/file", "text")
+	for i := range 40 {
+		require.NoError(t, os.MkdirAll(fmt.Sprintf("%s/n%d", c.dir, i), 0o755))
+	}
+	file, dir := c.node("a/d/file"), c.node("a/d")
+	a := c.node("a")
+	var work sync.WaitGroup
+	defer work.Wait()
+	work.Go(func() {
+		for range 1000 {
+			assert.Equal(t, fuse.OK, c.rename(root, "a", root, "b", 0))
+			assert.Equal(t, fuse.OK, c.rename(dir, "file", a, "other", 0))
+			assert.Equal(t, fuse.OK, c.rename(root, "b", root, "a", 0))
+			assert.Equal(t, fuse.OK, c.rename(a, "other", dir, "file", 0))
+		}
+	})
+	for i := range 3000 {
+		for _, id := range []uint64{file, dir, a} {
+			_, st := c.getattr(id)
+			require.Equal(t, fuse.OK, st)
+		}
+		fh := c.opened(file, unix.O_RDONLY)
+		c.release(file, fh)
+		n, st := c.lookup(root, fmt.Sprintf("n%d", i%40))
+		require.Equal(t, fuse.OK, st)
+		_, st = c.getattr(n.NodeId)
+		require.Equal(t, fuse.OK, st)
+	}
 }
 
 func TestHardLinks(t *testing.T) {
