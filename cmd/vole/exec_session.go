@@ -159,6 +159,9 @@ func (s *execSession) options(writable []string) (harness.Options, error) {
 		BootBound: s.flags.bootBound,
 		Hang:      s.flags.hang,
 		FatalOops: s.flags.fatalOops,
+		Oopsed: func(line string) {
+			fmt.Fprintf(s.stderr, "vole: exec: warning: the guest's kernel oopsed: %s\n", oneLine(line))
+		},
 		Logger:    s.log,
 	}
 	o.Root.Writable = withoutNested(o.Root.Writable)
@@ -283,6 +286,9 @@ func (s *execSession) failed(f *harness.Failure) error {
 	text := f.Text
 	if f.Kind == harness.Timeout {
 		text = "--timeout has passed: the guest was ended"
+	}
+	if _, up := s.guest.Guest().Hello(); !up && f.Kind == harness.Hang {
+		text += " (--append loglevel=7 has its kernel say more)"
 	}
 	s.term.release()
 	var b bytes.Buffer

@@ -16,7 +16,13 @@ type console struct {
 	err  error
 	line []byte
 	seen bool
+	// cause is the line in which the kernel said what happened, some lines ago.
+	cause    string
+	causeAge int
 }
+
+// causeLines is how many lines there may be between a cause and its oops.
+const causeLines = 8
 
 // maxLine is as much of a line as is looked at, in bytes.
 const maxLine = 512
@@ -57,14 +63,37 @@ func (c *console) scan(p []byte) (found string) {
 		if i < 0 {
 			return found
 		}
-		if !c.seen && isOops(c.line) {
-			c.seen = true
-			found = string(bytes.TrimSpace(withoutStamp(c.line)))
+		if !c.seen {
+			found = c.look(c.line)
 		}
 		c.line = c.line[:0]
 		p = p[i+1:]
 	}
 	return found
+}
+
+// look returns what an oops is called, if this line is the first one's.
+func (c *console) look(line []byte) string {
+	text := string(bytes.TrimSpace(withoutStamp(line)))
+	c.causeAge++
+	switch {
+	case isOops(line):
+		c.seen = true
+		if c.cause != "" && c.causeAge <= causeLines {
+			return c.cause + ": " + text
+		}
+		return text
+	case isCause(line):
+		c.cause, c.causeAge = text, 0
+	}
+	return ""
+}
+
+// isCause says whether a line is one by which the kernel says what is wrong before it
+// oopses: "BUG: unable to handle page fault for address: ffffffffc0273780".
+func isCause(line []byte) bool {
+	text := withoutStamp(line)
+	return len(text) < len(line) && (bytes.HasPrefix(text, []byte("BUG: ")) || bytes.HasPrefix(text, []byte("kernel BUG at ")))
 }
 
 // isOops says whether a line is the one that the kernel's die() begins with: what

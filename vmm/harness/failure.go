@@ -81,6 +81,56 @@ func screen(console []byte) []byte {
 	}
 }
 
+// deathScreen is the screen of a console that begins where the kernel began to tell of
+// its death, if it did: the trace of a panic may be longer than a screen, and what matters
+// is at its top.
+func deathScreen(console []byte) []byte {
+	last := screen(console)
+	from := -1
+	for at := 0; at < len(console); {
+		end := bytes.IndexByte(console[at:], '\n') + 1
+		if end == 0 {
+			end = len(console) - at
+		}
+		line := bytes.TrimRight(console[at:at+end], "\r\n")
+		switch {
+		case from < 0 && (isCause(line) || isOops(line)):
+			from = at
+		case isPanic(line):
+			// An oops that is long gone was not its reason.
+			if from < 0 || bytes.Count(console[from:at], []byte("\n")) > screenLines {
+				from = at
+			}
+		}
+		at += end
+	}
+	if from < 0 || len(console)-from <= len(last) {
+		return last
+	}
+	lines := 0
+	for i, c := range console[from:] {
+		if c == '\n' {
+			if lines++; lines == screenLines || i >= screenBytes {
+				return bytes.Clone(console[from : from+i])
+			}
+		}
+	}
+	return bytes.Clone(console[from:min(len(console), from+screenBytes)])
+}
+
+func isPanic(line []byte) bool { return bytes.Contains(line, []byte("Kernel panic - not syncing: ")) }
+
+// agentLine finds the last that the agent had to say on the console.
+func agentLine(console []byte) string {
+	const words = "vole guest: "
+	at := bytes.LastIndex(console, []byte(words))
+	if at < 0 || at > 0 && console[at-1] != '\n' {
+		return ""
+	}
+	line, _, _ := bytes.Cut(console[at+len(words):min(len(console), at+len(words)+300)], []byte("\n"))
+	return string(bytes.TrimSpace(line))
+}
+
 // failureOf says what the end of a machine means for the guest's commands.
 func failureOf(exit vmm.Exit) *Failure {
 	f := &Failure{Exit: exit, err: exit.Err}

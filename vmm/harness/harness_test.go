@@ -52,6 +52,27 @@ func TestConsole(t *testing.T) {
 	assert.NoError(t, c.failed())
 }
 
+// TestOopsCause: an oops is told of with the line that says what was wrong, if that came
+// just before it.
+func TestOopsCause(t *testing.T) {
+	const oops = "[    1.5] Oops: 0000 [#1] PREEMPT SMP\n"
+	for name, c := range map[string]struct{ text, want string }{
+		"page fault": {"[    1.4] BUG: unable to handle page fault for address: ffffffffc02737c0\n[    1.4] #PF: supervisor read access\n" + oops,
+			"BUG: unable to handle page fault for address: ffffffffc02737c0: Oops: 0000 [#1] PREEMPT SMP"},
+		"kernel BUG":  {"[    1.4] kernel BUG at mm/slub.c:1!\n" + oops, "kernel BUG at mm/slub.c:1!: Oops: 0000 [#1] PREEMPT SMP"},
+		"long ago":    {"[    1.4] BUG: soft lockup\n" + strings.Repeat("[    1.4] x\n", causeLines) + oops, "Oops: 0000 [#1] PREEMPT SMP"},
+		"the shell's": {"BUG: unable\n" + oops, "Oops: 0000 [#1] PREEMPT SMP"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := ""
+			out := &console{active: func() {}, oops: func(line string) { got = line }}
+			_, err := out.Write([]byte(strings.ReplaceAll(c.text, "\n", "\r\n")))
+			require.NoError(t, err)
+			assert.Equal(t, c.want, got)
+		})
+	}
+}
+
 type full struct{ n int }
 
 func (f *full) Write([]byte) (int, error) { f.n++; return 0, errors.New("full") }
@@ -80,6 +101,37 @@ func TestScreen(t *testing.T) {
 	assert.Empty(t, screen(nil))
 	long := append(bytes.Repeat([]byte{'x'}, 2*screenBytes), "\nend"...)
 	assert.Equal(t, "end", string(screen(long)))
+}
+
+// TestDeathScreen: a trace that is longer than a screen is shown from its top.
+func TestDeathScreen(t *testing.T) {
+	const panics = "[    2.0] Kernel panic - not syncing: it says\n"
+	trace := strings.Repeat("[    2.1]  ? x+0x1/0x2\n", 100)
+	before := strings.Repeat("[    1.0] before\n", 30)
+	const oops = "[    1.5] BUG: unable to handle page fault\n[    1.5] Oops: 0000 [#1] SMP\n"
+	for name, c := range map[string]struct{ text, first, last string }{
+		"nothing":           {before, "[    1.0] before", "[    1.0] before"},
+		"short":             {before + panics + "end\n", "[    1.0] before", "end"},
+		"long":              {before + panics + trace + "end\n", strings.TrimSpace(panics), "[    2.1]  ? x+0x1/0x2"},
+		"oops and panic":    {before + oops + panics + trace, "[    1.5] BUG: unable to handle page fault", "[    2.1]  ? x+0x1/0x2"},
+		"an oops long ago":  {oops + trace + panics + trace, strings.TrimSpace(panics), "[    2.1]  ? x+0x1/0x2"},
+		"without an ending": {before + panics + trace + "x", strings.TrimSpace(panics), "[    2.1]  ? x+0x1/0x2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lines := strings.Split(string(deathScreen([]byte(c.text))), "\n")
+			assert.LessOrEqual(t, len(lines), screenLines)
+			assert.Equal(t, c.first, lines[0])
+			assert.Equal(t, c.last, lines[len(lines)-1])
+		})
+	}
+	assert.Empty(t, deathScreen(nil))
+	assert.LessOrEqual(t, len(deathScreen([]byte(panics+strings.Repeat("x", 3*screenBytes)))), screenBytes)
+}
+
+func TestAgentLine(t *testing.T) {
+	assert.Equal(t, "no connection", agentLine([]byte("x\r\nvole guest: first\r\nvole guest: no connection\r\n[ 1.0] reboot: Power down\r\n")))
+	assert.Empty(t, agentLine([]byte("it said vole guest: no\n")))
+	assert.Empty(t, agentLine(nil))
 }
 
 func TestFailures(t *testing.T) {

@@ -295,7 +295,7 @@ func (m *Machine) fail(f *Failure) {
 		return
 	}
 	if f.Console == nil && vm != nil {
-		f.Console = screen(vm.ConsoleTail())
+		f.Console = deathScreen(vm.ConsoleTail())
 	}
 	m.guest.Fail(f)
 	if vm != nil {
@@ -306,6 +306,10 @@ func (m *Machine) fail(f *Failure) {
 // oopsed is called with the line of the kernel's first oops.
 func (m *Machine) oopsed(line string) {
 	if !m.o.FatalOops {
+		if m.o.Oopsed != nil {
+			m.o.Oopsed(line)
+			return
+		}
 		m.o.Logger.Warn("the guest's kernel oopsed", "line", line)
 		return
 	}

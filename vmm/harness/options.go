@@ -69,6 +69,9 @@ type Options struct {
 	Hang time.Duration
 	// FatalOops ends the guest at its kernel's first oops.
 	FatalOops bool
+	// Oopsed is told the line of the kernel's first oops if that is not fatal; it is
+	// called on a vCPU's thread. nil logs it.
+	Oopsed func(line string)
 
 	// Console receives all that the guest writes to its console; nil is nothing. Its
 	// first error ends that.

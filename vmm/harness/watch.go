@@ -60,9 +60,7 @@ type watcher struct {
 func (w *watcher) tick() *Failure {
 	o := &w.m.o
 	if !w.ready {
-		done, cancel := context.WithCancel(context.Background())
-		cancel()
-		if _, err := w.m.guest.Ready(done); err != nil {
+		if _, up := w.m.guest.Hello(); !up {
 			if w.booting += tick; w.booting >= o.BootBound {
 				return &Failure{Kind: Hang, Text: w.notUp()}
 			}
@@ -133,10 +131,16 @@ func (m *Machine) ended() {
 			f.Text += ": " + why
 		}
 	}
-	if m.missing != nil && f.Kind == Panic {
-		f.Text += fmt.Sprintf(" (it had no modules: %v)", m.missing)
+	if f.Kind == Panic || f.Kind == Ended {
+		_, up := m.guest.Hello()
+		if why := agentLine(tail); why != "" && !up && f.Kind == Ended {
+			f.Text += ": " + why
+		}
+		if m.missing != nil && !up {
+			f.Text += fmt.Sprintf(" (it had no modules: %v)", m.missing)
+		}
 	}
-	f.Console = screen(tail)
+	f.Console = deathScreen(tail)
 	m.fail(f)
 }
 
