@@ -312,7 +312,7 @@ func TestPrintable(t *testing.T) {
 }
 
 // kernelFile is what is taken for a bzImage of a version.
-func kernelFile(t *testing.T, path, version string) string {
+func kernelFile(t testing.TB, path, version string) string {
 	t.Helper()
 	b := make([]byte, 0x4000)
 	copy(b[0x202:], "HdrS")
@@ -389,6 +389,16 @@ func TestEach(t *testing.T) {
 		ran = append(ran, kernel)
 	})
 	assert.Equal(t, []string{path}, ran)
+}
+
+func BenchmarkEach(b *testing.B) {
+	b.Setenv("VOLE_KERNELS", kernelFile(b, filepath.Join(b.TempDir(), "k"), "6.6.6-mine"))
+	Each(b, nil, func(b *testing.B, kernel string) {
+		b.ReportAllocs()
+		for b.Loop() {
+			kernelTitle(kernel)
+		}
+	})
 }
 
 func TestHost(t *testing.T) {

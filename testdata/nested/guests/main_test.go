@@ -7,13 +7,21 @@ import (
 	"testing"
 
 	"github.com/vole-vmm/vole/testdata/nested"
+	"github.com/vole-vmm/vole/vmm/vmtest"
 )
 
 func TestMain(m *testing.M) {
+	nested.RunIfInit() // before anything is built
+	vmtest.Init()      // as PID 1 of a guest of TestVMTest
+	samples, err := vmtestFiles()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	o := nested.Options{Assets: []string{
-		nested.AssetVole, nested.AssetBusybox, nested.AssetPeer,
+		nested.AssetVole, nested.AssetBusybox, nested.AssetPeer, nested.AssetDrivers,
 		nested.KernelDefault, nested.KernelCloud61, nested.KernelGeneric61, nested.KernelCloud612,
-	}, Files: slices.Concat(buttonFiles(), diskFiles(), rootFiles(), moduleFiles(slices.Concat(netModules, vsockModules, consoleModules, shareModules)...)), Modules: hostModules}
+	}, Files: slices.Concat(samples, buttonFiles(), diskFiles(), rootFiles(), moduleFiles(slices.Concat(netModules, vsockModules, consoleModules, shareModules)...)), Modules: hostModules}
 	if nested.CurrentSuite() != nested.SuiteTest {
 		o.Assets = append(o.Assets, nested.AssetQEMU) // the peer
 		if _, err := nested.Asset(nested.AssetFio); err == nil {

@@ -58,6 +58,8 @@ func TestStreams(t *testing.T) {
 	fmt.Fprint(os.Stderr, "to stderr\n")
 }
 
+func TestUser(*testing.T) { fmt.Printf("uid %d, gid %d\n", os.Getuid(), os.Getgid()) }
+
 func TestFails(t *testing.T) { t.Error("as it should") }
 
 func TestExits(*testing.T) { os.Exit(7) }
