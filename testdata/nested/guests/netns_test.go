@@ -65,7 +65,7 @@ func (n network) reach(address, verb string, bytes int64) <-chan error {
 
 // retry calls try until it succeeds: a guest says nothing when its server is there.
 func retry(try func() error) error {
-	end := time.Now().Add(5 * time.Minute)
+	end := time.Now().Add(trafficBound() + time.Minute)
 	for {
 		err := try()
 		if err == nil || time.Now().After(end) {
