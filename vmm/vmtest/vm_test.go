@@ -2,6 +2,7 @@ package vmtest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -163,6 +164,34 @@ func TestVMDial(t *testing.T) {
 		c := <-made
 		require.NotNil(t, c)
 		c.Close()
+	})
+	require.False(t, fake.failed, fake.said())
+}
+
+// dialer is a network whose guest listens at the second try.
+type dialer struct {
+	tries int
+	conn  net.Conn
+}
+
+func (d *dialer) Dial(_ context.Context, network, address string) (net.Conn, error) {
+	if d.tries++; d.tries < 2 || network != "tcp" || address != "guest:80" {
+		return nil, errors.New("refused")
+	}
+	return d.conn, nil
+}
+
+func TestVMDialTCP(t *testing.T) {
+	here, there := net.Pipe()
+	defer there.Close()
+	network := &dialer{conn: here}
+	device := &closing{}
+	fake := runFake(t, time.Time{}, func(ft *fakeTB) {
+		v, _ := startFake(ft, t.TempDir(), Net(device, UserNet(), network))
+		require.Same(t, here, v.DialTCP("guest:80"))
+		require.Equal(t, 2, network.tries)
+		require.Equal(t, "10.0.2.15/24", v.c.harness.Net.Addresses[0])
+		require.Len(t, v.c.harness.Machine.Devices, 1)
 	})
 	require.False(t, fake.failed, fake.said())
 }
