@@ -175,7 +175,7 @@ func tree(t *testing.T, dir string) []string {
 // at again: what is kept open stays within the limit, and Close leaves nothing.
 func TestHundredThousandFiles(t *testing.T) {
 	dirs, files := 1000, 100
-	if testing.Short() {
+	if testing.Short() || race {
 		dirs = 100
 	}
 	const maxOpen = 64
@@ -319,4 +319,41 @@ func TestHostChangesOverMount(t *testing.T) {
 			assert.Equal(t, "ran", strings.TrimSpace(run(t, at, at+"/prog")))
 		})
 	}
+}
+
+// On a host whose own root is an overlay, as a container's is, a file that is
+// opened for writing is copied, and remains the same file.
+func TestCopyUpOnTheHost(t *testing.T) {
+	needRoot(t)
+	tmp := t.TempDir()
+	if err := unix.Mount("tmpfs", tmp, "tmpfs", 0, ""); err != nil {
+		t.Skipf("this host forbids mounts: %v", err)
+	}
+	defer unix.Unmount(tmp, unix.MNT_DETACH)
+	for _, dir := range []string{"lower/dir", "upper", "work", "at"} {
+		require.NoError(t, os.MkdirAll(tmp+"/"+dir, 0o755))
+	}
+	require.NoError(t, os.WriteFile(tmp+"/lower/dir/file", []byte("text"), 0o644))
+	if err := unix.Mount("overlay", tmp+"/at", "overlay", 0, "lowerdir="+tmp+"/lower,upperdir="+tmp+"/upper,workdir="+tmp+"/work"); err != nil {
+		t.Skipf("no overlays here: %v", err)
+	}
+	defer unix.Unmount(tmp+"/at", unix.MNT_DETACH)
+	f, err := hostdir.New(hostdir.Options{Dir: tmp + "/at"})
+	require.NoError(t, err)
+	defer f.Close()
+	c := &client{t: t, fs: f, dir: f.Dir()}
+	dir, file := c.walk("dir"), c.walk("dir/file")
+	fh := c.opened(file.NodeId, unix.O_RDWR)
+	n, st := c.write(file.NodeId, fh, 0, "next", 0)
+	require.Equal(t, fuse.OK, st)
+	require.EqualValues(t, 4, n)
+	c.release(file.NodeId, fh)
+	at, st := c.getattr(file.NodeId)
+	require.Equal(t, fuse.OK, st)
+	assert.Equal(t, file.Ino, at.Ino)
+	assert.Equal(t, file.NodeId, c.node("dir/file"))
+	assert.Equal(t, "next", c.text("dir/file"))
+	at, st = c.getattr(dir.NodeId)
+	require.Equal(t, fuse.OK, st)
+	assert.Equal(t, dir.Ino, at.Ino)
 }

@@ -343,7 +343,13 @@ func TestLocks(t *testing.T) {
 	// A wait ends when the lock is free, when it is cancelled, and when all are.
 	ended := func(cancel chan struct{}, in *fuse.LkIn) chan fuse.Status {
 		done := make(chan fuse.Status, 1)
-		go func() { done <- c.fs.SetLkw(cancel, in) }()
+		go func() {
+			st := enolck
+			for st == enolck { // another one was waiting
+				st = c.fs.SetLkw(cancel, in)
+			}
+			done <- st
+		}()
 		return done
 	}
 	cancel := make(chan struct{})

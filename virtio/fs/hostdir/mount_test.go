@@ -81,10 +81,10 @@ func run(t testing.TB, dir, name string, args ...string) string {
 // source makes a repository of git to work with.
 func source(t *testing.T) string {
 	dir := t.TempDir()
-	for i := range 300 {
-		sub := fmt.Sprintf("%s/d%d/e%d", dir, i%20, i%7)
+	for i := range 120 {
+		sub := fmt.Sprintf("%s/d%d/e%d", dir, i%10, i%3)
 		require.NoError(t, os.MkdirAll(sub, 0o755))
-		require.NoError(t, os.WriteFile(fmt.Sprintf("%s/f%d", sub, i), bytes.Repeat([]byte{byte(i), '\n'}, i*i), 0o644))
+		require.NoError(t, os.WriteFile(fmt.Sprintf("%s/f%d", sub, i), bytes.Repeat([]byte{byte(i), '\n'}, i*i*4), 0o644))
 	}
 	require.NoError(t, os.WriteFile(dir+"/run", []byte("#!/bin/sh\necho ran\n"), 0o755))
 	require.NoError(t, os.Symlink("d1/e1", dir+"/link"))

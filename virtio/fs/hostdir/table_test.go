@@ -421,7 +421,7 @@ func TestDeletedButOpen(t *testing.T) {
 }
 
 func TestDirectories(t *testing.T) {
-	const many = 1500
+	const many = 800
 	c := share(t, hostdir.Options{})
 	want := make([]string, 0, many)
 	for i := range many {
@@ -440,7 +440,7 @@ func TestDirectories(t *testing.T) {
 	entries, st := c.readdir(d, fh, 0, 1<<20)
 	require.Equal(t, fuse.OK, st)
 	require.NotEmpty(t, entries)
-	for _, i := range []int{5, 0, 700, 20, len(entries) - 2} {
+	for _, i := range []int{5, 0, 300, 20, len(entries) - 2} {
 		if i >= len(entries)-1 {
 			continue
 		}

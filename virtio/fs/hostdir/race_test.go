@@ -1,0 +1,5 @@
+//go:build race
+
+package hostdir_test
+
+const race = true
