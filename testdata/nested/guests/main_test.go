@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	o := nested.Options{Assets: []string{
 		nested.AssetVole, nested.AssetBusybox, nested.AssetPeer, nested.AssetDrivers,
 		nested.KernelDefault, nested.KernelCloud61, nested.KernelGeneric61, nested.KernelCloud612,
-	}, Files: slices.Concat(samples, buttonFiles(), diskFiles(), rootFiles(), moduleFiles(slices.Concat(netModules, vsockModules, consoleModules, shareModules)...)), Modules: hostModules}
+	}, Files: slices.Concat(samples, buttonFiles(), diskFiles(), rootFiles(), moduleFiles(slices.Concat(netModules, vsockModules, consoleModules, agentModules, shareModules, execModules)...)), Modules: hostModules}
 	if nested.CurrentSuite() != nested.SuiteTest {
 		o.Assets = append(o.Assets, nested.AssetQEMU) // the peer
 		if _, err := nested.Asset(nested.AssetFio); err == nil {

@@ -39,6 +39,18 @@ type terminal struct {
 // its streams, which is its controlling terminal as well.
 func startOnTerminal(t testing.TB, args ...string) *terminal {
 	t.Helper()
+	p := newTerminal(t)
+	ctx, cancel := context.WithTimeout(context.Background(), transferBound)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, asset(t, nested.AssetVole), args...)
+	cmd.Env = append(os.Environ(), "VOLE_CACHE="+t.TempDir())
+	p.start(cmd)
+	return p
+}
+
+// newTerminal makes a terminal.
+func newTerminal(t testing.TB) *terminal {
+	t.Helper()
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	require.NoError(t, err)
 	p := &terminal{t: t, master: os.NewFile(uintptr(fd), "/dev/ptmx"), out: newWatched(), done: make(chan struct{})}
@@ -59,14 +71,25 @@ func startOnTerminal(t testing.TB, args ...string) *terminal {
 			_, _ = p.out.Write(buf[:n])
 		}
 	}()
+	return p
+}
 
-	ctx, cancel := context.WithTimeout(context.Background(), transferBound)
-	t.Cleanup(cancel)
-	p.cmd = exec.CommandContext(ctx, asset(t, nested.AssetVole), args...)
-	p.cmd.Env = append(os.Environ(), "VOLE_CACHE="+t.TempDir())
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = p.slave, p.slave, p.slave
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	require.NoError(t, p.cmd.Start())
+// start starts a command on the terminal, which is that of all its streams that have
+// not been set. It ends with the test.
+func (p *terminal) start(cmd *exec.Cmd) {
+	p.t.Helper()
+	p.cmd = cmd
+	if cmd.Stdin == nil {
+		cmd.Stdin = p.slave
+	}
+	if cmd.Stdout == nil {
+		cmd.Stdout = p.slave
+	}
+	if cmd.Stderr == nil {
+		cmd.Stderr = p.slave
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	require.NoError(p.t, cmd.Start())
 	go func() {
 		defer close(p.done)
 		_ = p.cmd.Wait()
@@ -76,8 +99,13 @@ func startOnTerminal(t testing.TB, args ...string) *terminal {
 		// Then the master's reader comes to an end, behind all that was written.
 		p.slave.Close()
 	}()
-	t.Cleanup(func() { cancel(); <-p.done })
-	return p
+	p.t.Cleanup(func() { _ = cmd.Process.Kill(); <-p.done })
+}
+
+// resize gives the terminal's window a size.
+func (p *terminal) resize(rows, cols uint16) {
+	p.t.Helper()
+	require.NoError(p.t, unix.IoctlSetWinsize(int(p.slave.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols}))
 }
 
 func (p *terminal) termios() unix.Termios {
