@@ -1,0 +1,111 @@
+package guests
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/testdata/nested"
+)
+
+// testeePath is where the tests of package testee are put: there is no Go in the emulated
+// host.
+func testeePath() (string, error) {
+	dir, err := nested.CacheDir()
+	return filepath.Join(dir, "bin", "testee.test"), err
+}
+
+// buildTestee builds them as `go test -cover` does, outside of the emulated host.
+func buildTestee() error {
+	path, err := testeePath()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command("go", "test", "-c", "-cover", "-trimpath", "-o", path, "github.com/vole-vmm/vole/testdata/nested/testee")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building testdata/nested/testee: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// execTestee prepares a run of them by `vole exec`, as `go test -exec` would: in the
+// package's directory, which is a copy, with flags for files in another, work.
+func execTestee(t *testing.T, turn int, flags ...string) (e *execed, pkg, work string) {
+	t.Helper()
+	testee, err := testeePath()
+	require.NoError(t, err)
+	pkg, work = t.TempDir(), t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(pkg, "testdata"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(pkg, "testdata", "words"), []byte("words\n"), 0o644))
+	for _, dir := range []string{"cover", "fuzz", "out"} {
+		require.NoError(t, os.Mkdir(filepath.Join(work, dir), 0o755))
+	}
+	command := []string{testee, "-test.paniconexit0", "-test.timeout=10m0s"}
+	for _, f := range flags {
+		command = append(command, strings.ReplaceAll(f, "WORK", work))
+	}
+	e = execVole(t, turn, nil, command...)
+	e.Dir = pkg
+	return e, pkg, work
+}
+
+// TestExecGoTest: what a test binary leaves for "go test" comes back, and nothing else.
+func TestExecGoTest(t *testing.T) {
+	t.Run("results", func(t *testing.T) {
+		t.Parallel()
+		e, pkg, work := execTestee(t, 2, "-test.v=true", "-test.coverprofile=WORK/c.out", "-test.gocoverdir=WORK/cover",
+			"-test.testlogfile=WORK/log", "-test.cpuprofile=cpu.out", "-test.outputdir=WORK/out", "-test.bench=.", "-test.benchtime=10x")
+		e.Env = append(e.Env, "TESTEE=its environment")
+		r := e.result(t)
+		assert.Equal(t, 0, r.code, r.stdout+r.stderr)
+		assert.Empty(t, r.stderr)
+		for _, want := range []string{"--- PASS: TestSum", "--- PASS: TestFiles", "TESTEE=its environment", "BenchmarkSum", "PASS\ncoverage: 100.0% of statements\n"} {
+			assert.Contains(t, r.stdout, want)
+		}
+		assert.Equal(t, []string{"testdata"}, names(t, pkg))
+		assert.Equal(t, []string{"words"}, names(t, filepath.Join(pkg, "testdata")))
+		for file, begins := range map[string]string{"c.out": "mode: set\n", "log": "# test log\n", "out/cpu.out": "\x1f\x8b"} {
+			b, err := os.ReadFile(filepath.Join(work, file))
+			if assert.NoError(t, err) {
+				assert.True(t, strings.HasPrefix(string(b), begins), "%s: %.100q", file, b)
+			}
+		}
+	})
+	t.Run("a failing fuzz input", func(t *testing.T) {
+		nested.RequireSuite(t, nested.SuiteMatrix)
+		t.Parallel()
+		e, pkg, _ := execTestee(t, 0, "-test.run=^$", "-test.fuzz=^FuzzSum$", "-test.fuzztime=2m", "-test.fuzzminimizetime=1x",
+			"-test.parallel=1", "-test.fuzzcachedir=WORK/fuzz")
+		r := e.result(t)
+		assert.Equal(t, 1, r.code, r.stdout+r.stderr)
+		assert.Contains(t, r.stdout, "--- FAIL: FuzzSum")
+		inputs, err := filepath.Glob(filepath.Join(pkg, "testdata/fuzz/FuzzSum/*"))
+		require.NoError(t, err)
+		require.Len(t, inputs, 1)
+		b, err := os.ReadFile(inputs[0])
+		require.NoError(t, err)
+		assert.True(t, strings.HasPrefix(string(b), "go test fuzz v1\n[]byte("), string(b))
+		assert.Contains(t, r.stdout, "testdata/fuzz/FuzzSum/"+filepath.Base(inputs[0]))
+	})
+	t.Run("SIGQUIT", func(t *testing.T) {
+		nested.RequireSuite(t, nested.SuiteMatrix)
+		t.Parallel()
+		e, _, _ := execTestee(t, 1, "-test.run=TestWait")
+		e.Env = append(e.Env, "TESTEE_WAIT=1")
+		r := e.begin(t)
+		require.True(t, r.out.until("waiting\n"), "%s", &r.errs)
+		require.NoError(t, e.Process.Signal(syscall.SIGQUIT))
+		res := r.wait()
+		assert.Equal(t, 2, res.code)
+		assert.Contains(t, res.stderr, "SIGQUIT: quit\n")
+		assert.Contains(t, res.stderr, "testee.forever")
+	})
+}

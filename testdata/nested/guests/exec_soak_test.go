@@ -1,0 +1,146 @@
+package guests
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/testdata/nested"
+)
+
+// envExecSoak is how many commands of each kind TestSoakExec runs, instead of 500.
+const envExecSoak = "VOLE_EXEC_SOAK"
+
+// TestSoakExec runs commands that succeed and commands that fail with random codes, one
+// after the other, each on a terminal, and four at a time. Every code is right, and
+// nothing is left of any.
+func TestSoakExec(t *testing.T) {
+	nested.RequireSuite(t, nested.SuiteSoak)
+	count := 500
+	if s := os.Getenv(envExecSoak); s != "" {
+		var err error
+		count, err = strconv.Atoi(s)
+		require.NoError(t, err, envExecSoak)
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	codes := make([]int, count)
+	for i := range codes {
+		codes[i] = 1 + random.IntN(255)
+	}
+	execSoak(t, 0, "true").result(t) // fills what is kept
+	before := leftovers(t)
+	for _, kind := range []struct {
+		name string
+		code func(i int) int
+	}{{"true", func(int) int { return 0 }}, {"codes", func(i int) int { return codes[i] }}} {
+		t.Run(kind.name+", one after the other", func(t *testing.T) {
+			for i := range count {
+				t.Run(strconv.Itoa(i), func(t *testing.T) {
+					e := execSoak(t, i, command(kind.code(i)))
+					var out bytes.Buffer
+					e.Stdout = &out
+					p := newTerminal(t)
+					p.start(e.Cmd)
+					assert.Equal(t, kind.code(i), p.wait(), p.out)
+					assert.Empty(t, out.String())
+				})
+			}
+			assert.Equal(t, before, leftovers(t))
+		})
+		t.Run(kind.name+", four at a time", func(t *testing.T) {
+			var all sync.WaitGroup
+			next := make(chan int)
+			for range 4 {
+				all.Go(func() {
+					for i := range next {
+						e := execSoak(t, i, command(kind.code(i)))
+						out, err := e.CombinedOutput()
+						if code := e.ProcessState.ExitCode(); code != kind.code(i) || len(out) > 0 {
+							t.Errorf("%d: code %d, not %d (%v): %s", i, code, kind.code(i), err, out)
+						}
+						progress(t, i, count)
+					}
+				})
+			}
+			for i := range count {
+				next <- i
+			}
+			close(next)
+			all.Wait()
+			assert.Equal(t, before, leftovers(t))
+		})
+	}
+}
+
+// command is what ends with a code.
+func command(code int) string {
+	if code == 0 {
+		return "true"
+	}
+	return fmt.Sprintf("exit %d", code)
+}
+
+func execSoak(t testing.TB, turn int, script string) *execed {
+	e := execVole(t, turn, nil, "sh", "-c", script)
+	e.Env = append(e.Env, "TMPDIR="+os.TempDir()) // leftovers looks there
+	return e
+}
+
+func progress(t testing.TB, i, count int) {
+	if (i+1)%10 == 0 || i+1 == count {
+		t.Logf("%d of %d", i+1, count)
+	}
+}
+
+// leftovers is what a vole that ended may have left: processes, files, sockets, and
+// descriptors of this process.
+func leftovers(t testing.TB) map[string]any {
+	t.Helper()
+	processes := []string{}
+	stats, err := filepath.Glob("/proc/[0-9]*/comm")
+	require.NoError(t, err)
+	for _, path := range stats {
+		if name, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(name), "vole") {
+			processes = append(processes, filepath.Base(filepath.Dir(path)))
+		}
+	}
+	files := []string{}
+	for _, dir := range []string{os.TempDir(), cacheDir(t)} {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), "Test") {
+				return fs.SkipDir // of tests
+			}
+			files = append(files, path)
+			return nil
+		})
+		require.NoError(t, err)
+	}
+	slices.Sort(files)
+	sockets, err := os.ReadFile("/proc/net/unix")
+	require.NoError(t, err)
+	fds, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	return map[string]any{
+		"processes": processes, "files": slices.Compact(files), "sockets": bytes.Count(sockets, []byte("\n")), "descriptors": len(fds),
+	}
+}
+
+// cacheDir is the cache that the tests share.
+func cacheDir(t testing.TB) string {
+	t.Helper()
+	return cacheWith(t, asset(t, nested.KernelDefault)).Dir()
+}
