@@ -25,7 +25,7 @@ override GOFLAGS := $(filter-out -buildvcs=%,$(GOFLAGS)) -buildvcs=$(VCS)
 export GOFLAGS
 
 ALL := ./... ./testdata/nested/...
-RIG := ./testdata/nested ./testdata/nested/fetch ./testdata/nested/gotest ./testdata/nested/run ./testdata/nested/inputs
+RIG := ./testdata/nested ./testdata/nested/fetch ./testdata/nested/gotest ./testdata/nested/run ./testdata/nested/capture ./testdata/nested/inputs
 GUESTS := ./testdata/nested/guests
 GOTEST = bin/gotest -excused testdata/nested/excused --
 
@@ -103,7 +103,7 @@ test: need-gcc build rig deps ## everything that CI runs: lint, units, payloads 
 	@echo "== allocations, which the race detector changes"
 	@CGO_ENABLED=0 $(call within,1m) $(GOTEST) -run '^TestNoAllocations$$' ./virtio/block ./virtio/net ./virtio/vsock ./virtio/console ./virtio/fs
 	@echo "== guests"
-	@CGO_ENABLED=0 $(call within,12m) $(GOTEST) -p 1 -timeout 11m $(RIG) $(GUESTS)
+	@CGO_ENABLED=0 $(call within,17m) $(GOTEST) -p 1 -timeout 16m $(RIG) $(GUESTS)
 
 .PHONY: unit
 unit: need-go rig ## unit tests alone, without the race detector: quick
@@ -154,6 +154,11 @@ bench: export VOLE_SUITE := bench
 bench: build rig larger-deps ## benchmarks: exits and set-up on /dev/kvm, boots and disks beside QEMU's
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 1h ./...
 	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchtime 1x -timeout 6h $(GUESTS)
+
+.PHONY: pictures
+pictures: build deps ## draw the README's pictures of a terminal anew, from docs/pictures/*.txt
+	@CGO_ENABLED=0 $(GO) build -o bin/capture ./testdata/nested/capture
+	bin/capture -vole bin/vole -out docs/pictures docs/pictures/*.txt
 
 .PHONY: clean
 clean: ## remove what was built here (the cache of packages stays)
