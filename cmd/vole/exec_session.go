@@ -162,7 +162,7 @@ func (s *execSession) options(writable []string) (harness.Options, error) {
 		Oopsed: func(line string) {
 			fmt.Fprintf(s.stderr, "vole: exec: warning: the guest's kernel oopsed: %s\n", oneLine(line))
 		},
-		Logger:    s.log,
+		Logger: s.log,
 	}
 	o.Root.Writable = withoutNested(o.Root.Writable)
 	if name, err := os.Hostname(); err == nil {

@@ -87,13 +87,6 @@ func (f *files) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	panic(http.ErrAbortHandler)
 }
 
-// set changes the server's behaviour.
-func (f *files) set(change func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	change()
-}
-
 func (f *files) seen() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
