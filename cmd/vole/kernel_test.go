@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -152,14 +153,15 @@ func TestKernelPullInterrupted(t *testing.T) {
 			cache := t.TempDir()
 			require.NoError(t, os.Chmod(cache, 0o700))
 			withCache(cmd, cache)
-			go func() {
-				<-asked
-				_ = cmd.Process.Signal(sig)
-			}()
-			r := finish(t, cmd)
-			assert.Equal(t, code, r.code, r.stderr)
-			assert.Empty(t, r.stdout)
-			assert.Contains(t, r.stderr, "vole: kernel: pull: ended by "+signalNames[sig]+"\n")
+			var out, errs bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &errs
+			require.NoError(t, cmd.Start())
+			<-asked
+			require.NoError(t, cmd.Process.Signal(sig))
+			_ = cmd.Wait()
+			assert.Equal(t, code, cmd.ProcessState.ExitCode(), errs.String())
+			assert.Empty(t, out.String())
+			assert.Contains(t, errs.String(), "vole: kernel: pull: ended by "+signalNames[sig]+"\n")
 			left, err := os.ReadDir(filepath.Join(cache, "pulled"))
 			require.NoError(t, err)
 			for _, e := range left {
