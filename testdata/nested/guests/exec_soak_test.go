@@ -41,7 +41,9 @@ func TestSoakExec(t *testing.T) {
 	for i := range codes {
 		codes[i] = 1 + random.IntN(255)
 	}
-	execSoak(t, 0, "true").result(t) // fills what is kept
+	for turn := range execPairs { // fills what is kept
+		assert.Equal(t, result{}, execSoak(t, turn, "true").result(t))
+	}
 	before := leftovers(t)
 	for _, kind := range []struct {
 		name string
