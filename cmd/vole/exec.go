@@ -96,6 +96,13 @@ func newExec() *cobra.Command {
 		// They are for run: machine says so.
 		_ = fs.MarkHidden(hidden)
 	}
+	for name, usage := range map[string]string{
+		"memory":  fmt.Sprintf("the guest's memory: bytes, or a number with K, M, G or T (default %s)", execMemory),
+		"cmdline": fmt.Sprintf("the kernel command line instead of %q", harness.DefaultCmdline),
+		"timeout": fmt.Sprintf("end the guest after that long, as 30s or 5m (exit code %d)", codeExecTime),
+	} {
+		fs.Lookup(name).Usage = usage
+	}
 	fs.Var(&each{kind: "DIR", set: func(s string) error {
 		dir, err := writableDir(s)
 		f.rw = append(f.rw, dir)
@@ -136,6 +143,9 @@ func setDuration(d *time.Duration) func(string) error {
 
 // writableDir is the absolute path of a directory that is there.
 func writableDir(s string) (string, error) {
+	if s == "" {
+		return "", errors.New("the value is empty")
+	}
 	dir, err := filepath.Abs(s)
 	if err != nil {
 		return "", err

@@ -73,12 +73,10 @@ func (s *execSession) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.openOutputs(&s.console, &s.report.file); err != nil {
-		return err
-	}
-	defer s.console.close()
-	if s.console.stream != nil {
-		o.Console = &boundedWriter{stream: s.console.stream}
+	var log *boundedWriter
+	if s.console.path != "" {
+		log = &boundedWriter{}
+		o.Console = log
 	}
 	if o.Machine.Devices, err = s.devices(); err != nil {
 		return err
@@ -92,11 +90,6 @@ func (s *execSession) once(ctx context.Context) error {
 			s.log.Info("closing the machine", "error", err)
 		}
 	}()
-	if v := s.vsock; v != "" {
-		if err := m.Sockets().ServeUnix(v); err != nil {
-			return fmt.Errorf("--vsock: %w", err)
-		}
-	}
 	// The command is not bound to ctx: how it ended is known better here.
 	s.cmd = m.Guest().Command(s.args[0], s.args[1:]...)
 	if err := s.fill(s.cmd); err != nil {
@@ -107,13 +100,29 @@ func (s *execSession) once(ctx context.Context) error {
 	}
 	defer s.files.close()
 	s.files.connect(s.cmd, m.Active)
-	s.warnPVM()
 	sigs := s.watchSignals(m)
 	defer sigs.stop()
-	if err := m.Start(ctx, s.cmd); err != nil {
+	// Everything that is wrong with what was said is known when there is a machine.
+	if err := m.Prepare(ctx, s.cmd); err != nil {
 		if ctx.Err() != nil {
 			return s.stopped(ctx)
 		}
+		return err
+	}
+	if v := s.vsock; v != "" {
+		if err := m.Sockets().ServeUnix(v); err != nil {
+			return fmt.Errorf("--vsock: %w", err)
+		}
+	}
+	if err := s.openOutputs(&s.console, &s.report.file); err != nil {
+		return err
+	}
+	defer s.console.close()
+	if log != nil {
+		log.stream = s.console.stream
+	}
+	s.warnPVM()
+	if err := m.Start(ctx, nil); err != nil {
 		return err
 	}
 	s.guest = m
@@ -133,6 +142,9 @@ func (s *execSession) once(ctx context.Context) error {
 		cancel()
 	}
 	s.reported(m, ended)
+	if cerr := m.ConsoleError(); cerr != nil {
+		fmt.Fprintf(s.stderr, "vole: exec: warning: --console-log: not all of the console is in %s: %s\n", s.console.path, oneLine(cerr.Error()))
+	}
 	return s.ending(ctx, err)
 }
 

@@ -24,6 +24,9 @@ func execUser(name string) (*remote.User, error) {
 		return u, nil
 	}
 	uid, gid, both := strings.Cut(name, ":")
+	if uid == nobodyAtAll || gid == nobodyAtAll {
+		return nil, fmt.Errorf("%s is the number of nobody", nobodyAtAll)
+	}
 	if n, err := strconv.ParseUint(uid, 10, 32); err == nil {
 		u := &remote.User{UID: uint32(n), GID: uint32(n)}
 		if both {
@@ -45,6 +48,9 @@ func execUser(name string) (*remote.User, error) {
 	}
 	return numbers(found)
 }
+
+// nobodyAtAll stands in Linux for "as it is": nobody can have it.
+const nobodyAtAll = "4294967295"
 
 // numbers are those of a user, with all of its groups.
 func numbers(u *user.User) (*remote.User, error) {

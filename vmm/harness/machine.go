@@ -155,22 +155,38 @@ func (m *Machine) Guest() *remote.Guest { return m.guest }
 // Sockets is the machine's vsock device, for connections besides the agent's.
 func (m *Machine) Sockets() *vsock.Device { return m.sockets }
 
-// VM is the machine underneath, nil before Start.
+// VM is the machine underneath, nil before Prepare or Start.
 func (m *Machine) VM() *vmm.Machine {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.vm
 }
 
-// Start makes the machine and boots it. A first command, if not nil, is started by the
-// agent itself. An error is that of vmm.New or of an unreadable Init; nothing runs then.
-func (m *Machine) Start(ctx context.Context, first *remote.Cmd) (err error) {
+// Start boots the machine, and makes it if Prepare has not. A first command, if not nil,
+// is started by the agent itself. An error is that of vmm.New or of an unreadable Init;
+// nothing runs then.
+func (m *Machine) Start(ctx context.Context, first *remote.Cmd) error {
+	if m.VM() == nil || first != nil {
+		if err := m.Prepare(ctx, first); err != nil {
+			return err
+		}
+	}
+	if err := m.VM().Start(); err != nil {
+		return err
+	}
+	m.watching.Go(m.watch)
+	return nil
+}
+
+// Prepare makes the machine that a Start without a command boots: what is wrong with the
+// kernel, say, is known then, and nothing runs yet. It is called once.
+func (m *Machine) Prepare(ctx context.Context, first *remote.Cmd) (err error) {
 	m.mu.Lock()
 	again := m.started || m.closing
 	m.started = true
 	m.mu.Unlock()
 	if again {
-		return fmt.Errorf("%w: started before, or closed", vmm.ErrState)
+		return fmt.Errorf("%w: prepared or started before, or closed", vmm.ErrState)
 	}
 	if first != nil {
 		if m.archive.config.Command, err = first.Early(); err != nil {
@@ -197,10 +213,6 @@ func (m *Machine) Start(ctx context.Context, first *remote.Cmd) (err error) {
 	m.mu.Lock()
 	m.vm = vm
 	m.mu.Unlock()
-	if err := vm.Start(); err != nil {
-		return err
-	}
-	m.watching.Go(m.watch)
 	return nil
 }
 

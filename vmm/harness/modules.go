@@ -56,13 +56,11 @@ func (o *Options) modules(devices []virtio.Device) (archive *initramfs.ModuleArc
 	dir = o.ModulesDir
 	if dir == "" {
 		switch dir, err = kernel.ModulesFor(o.Machine.Kernel); {
-		case errors.Is(err, kernel.ErrNoModules):
-			if len(o.Modules) > 0 {
-				return nil, "", nil, fmt.Errorf("%w: %w", ErrOptions, err)
-			}
-			return nil, "", err, nil
-		case errors.Is(err, kernel.ErrUnsupported):
+		case errors.Is(err, kernel.ErrNoModules), errors.Is(err, kernel.ErrUnsupported):
 			// Whether it can be booted at all is for vmm to say.
+			if len(o.Modules) > 0 {
+				return nil, "", nil, fmt.Errorf("%w: no module %s: %w", ErrOptions, o.Modules[0], err)
+			}
 			return nil, "", err, nil
 		case err != nil:
 			return nil, "", nil, fmt.Errorf("%w: %w", ErrOptions, err)
