@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
@@ -103,18 +102,22 @@ func (f *execFiles) size() (rows, cols uint16, ok bool) {
 }
 
 func (f *execFiles) close() {
-	for _, s := range []*stream{f.in, f.out, f.err, f.shown} {
-		if s != nil {
-			_ = s.Close()
+	for _, s := range []**stream{&f.in, &f.out, &f.err, &f.shown} {
+		if *s != nil {
+			_ = (*s).Close()
+			*s = nil
 		}
 	}
 }
 
 // activeWriter tells of what is written.
 type activeWriter struct {
-	w      io.Writer
+	w      *stream
 	active func()
 }
+
+// SetWriteDeadline is that of the stream.
+func (a *activeWriter) SetWriteDeadline(t time.Time) error { return a.w.SetWriteDeadline(t) }
 
 func (a *activeWriter) Write(p []byte) (int, error) {
 	a.active()

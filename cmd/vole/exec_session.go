@@ -35,7 +35,7 @@ type execSession struct {
 }
 
 // shutdownBound is how long the guest may take to write what is not written yet.
-const shutdownBound = 30 * time.Second
+const shutdownBound = 2 * time.Minute
 
 // close gives back what is left.
 func (s *execSession) close() {
@@ -81,6 +81,9 @@ func (s *execSession) once(ctx context.Context) error {
 	if o.Machine.Devices, err = s.devices(); err != nil {
 		return err
 	}
+	// These are in use until the machine is closed.
+	defer s.console.close()
+	defer s.files.close()
 	m, err := harness.New(o)
 	if err != nil {
 		return err
@@ -98,7 +101,6 @@ func (s *execSession) once(ctx context.Context) error {
 	if err := s.files.open(s); err != nil {
 		return err
 	}
-	defer s.files.close()
 	s.files.connect(s.cmd, m.Active)
 	sigs := s.watchSignals(m)
 	defer sigs.stop()
@@ -117,7 +119,6 @@ func (s *execSession) once(ctx context.Context) error {
 	if err := s.openOutputs(&s.console, &s.report.file); err != nil {
 		return err
 	}
-	defer s.console.close()
 	if log != nil {
 		log.stream = s.console.stream
 	}

@@ -241,11 +241,15 @@ func (a *agent) handle(f wire.Frame) (ended bool, err error) {
 		if err := f.Decode(&p); err != nil {
 			return false, err
 		}
-		a.settle(!p.SyncOnly)
 		if !p.SyncOnly {
+			a.rest()
 			return true, nil
 		}
-		a.send(wire.KindPong, wire.Ping{Seq: p.Seq})
+		// Pings are answered meanwhile.
+		go func() {
+			a.settle()
+			a.send(wire.KindPong, wire.Ping{Seq: p.Seq})
+		}()
 	}
 	return false, nil
 }

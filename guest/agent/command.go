@@ -244,6 +244,6 @@ func exitedOf(e end, began time.Time, ooms int) *wire.Exited {
 	}
 	x.Signal = int(e.status.Signal())
 	x.Core = e.status.CoreDump()
-	x.OOM = oomKills() > ooms
+	x.OOM = e.status.Signal() == unix.SIGKILL && oomKills() > ooms
 	return x
 }

@@ -10,7 +10,7 @@ import (
 
 const (
 	// killBound is how long processes have to be gone when they are killed, and
-	// settleBound how long their files have to be written.
+	// settleBound how long their files have to be written before the power goes off.
 	killBound   = 2 * time.Second
 	settleBound = 20 * time.Second
 )
@@ -23,22 +23,25 @@ func powerOff() {
 }
 
 // settle kills every process but this one and brings what they wrote to where it
-// stays; unmount says whether file systems are unmounted as well. It gives up on a
-// file system that hangs.
-func (a *agent) settle(unmount bool) {
+// stays. It returns when all of it is there: how long to wait is for the host to say.
+func (a *agent) settle() {
 	_ = unix.Kill(-1, unix.SIGKILL)
 	a.children.wait(killBound)
+	unix.Sync()
+}
+
+// rest is settle before the power goes off, with file systems unmounted. It gives up on
+// one that hangs.
+func (a *agent) rest() {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		unix.Sync()
-		if unmount {
-			unmountAll()
-		}
+		a.settle()
+		unmountAll()
 	}()
 	select {
 	case <-done:
-	case <-time.After(settleBound):
+	case <-time.After(killBound + settleBound):
 		a.Say("vole guest: file systems do not come to rest\n")
 	}
 }

@@ -28,7 +28,9 @@ type Cmd struct {
 	// waits when the command ends is left behind, unless it has SetReadDeadline.
 	// Stdout and Stderr may be the same: then their bytes come in the order in which
 	// they were written. A writer that fails closes the command's end: SIGPIPE. A reader
-	// that fails, other than by io.EOF, has the command killed.
+	// that fails, other than by io.EOF, has the command killed. When the guest has gone,
+	// or the context ended, a Write that waits is ended by SetWriteDeadline, or left
+	// behind.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	// User is who runs the command; nil is root.
@@ -58,6 +60,8 @@ type Cmd struct {
 	process  int
 	going    chan struct{} // closed when the guest has started it, or at the end
 	finished chan struct{} // closed with the end
+	left     chan struct{} // closed, once, when nobody waits for the writers any more
+	once     sync.Once
 	state    *ProcessState
 	err      error
 }
@@ -91,7 +95,7 @@ func (g *Guest) Command(name string, args ...string) *Cmd {
 func (g *Guest) CommandContext(ctx context.Context, name string, args ...string) *Cmd {
 	return &Cmd{
 		Path: name, Args: append([]string{name}, args...), guest: g, ctx: ctx, Umask: 0o022,
-		going: make(chan struct{}), finished: make(chan struct{}),
+		going: make(chan struct{}), finished: make(chan struct{}), left: make(chan struct{}),
 	}
 }
 
@@ -148,7 +152,7 @@ func (c *Cmd) failure() error {
 	err := c.err
 	c.mu.Unlock()
 	if err != nil {
-		c.output.Wait()
+		c.join()
 		c.forget()
 	}
 	return err
@@ -271,7 +275,7 @@ func (c *Cmd) Wait() error {
 	for _, p := range pipes {
 		_ = p.Close()
 	}
-	c.output.Wait()
+	c.join()
 	c.forget()
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -30,6 +30,8 @@ const (
 	maxConns = 1024
 	// prefaceBound is how long a connection may take to say what it is.
 	prefaceBound = 30 * time.Second
+	// maxText is as much of a line of the agent's as is logged, in bytes.
+	maxText = 500
 	// lostBound is the same for a guest that is gone.
 	lostBound = 2 * time.Second
 	// drainBound is how long the rest of a command's output may take to come once
@@ -57,6 +59,8 @@ type Guest struct {
 
 	ready chan struct{} // closed when hello is there
 	done  chan struct{} // closed when err is there: nothing more comes of the guest
+	gone  chan struct{} // closed, once, some time after Close: what still waits is left behind
+	close sync.Once
 
 	mu      sync.Mutex
 	hello   wire.Hello
@@ -67,6 +71,8 @@ type Guest struct {
 	conns   map[net.Conn]bool // all that are open; true for what may be a command's output
 	pings   map[uint64]chan struct{}
 	nextSeq uint64
+	logged  time.Time // the last line that the guest has caused
+	held    int       // such lines since
 
 	workers sync.WaitGroup
 }
@@ -75,7 +81,7 @@ type Guest struct {
 func New(l net.Listener, o Options) *Guest {
 	g := &Guest{
 		l: l, log: o.Logger, lost: o.Lost,
-		ready: make(chan struct{}), done: make(chan struct{}),
+		ready: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}),
 		running: make(map[uint32]*Cmd),
 		conns:   make(map[net.Conn]bool),
 		pings:   make(map[uint64]chan struct{}),
@@ -157,10 +163,12 @@ func (g *Guest) Fail(err error) {
 	}
 }
 
-// Close is Fail with ErrClosed, and joins every goroutine but those that read a
-// command's Stdin which can't be interrupted.
+// Close is Fail with ErrClosed, and joins every goroutine but those that wait for a
+// reader or writer of the caller's which can't be interrupted.
 func (g *Guest) Close() error {
 	g.Fail(ErrClosed)
+	late := time.AfterFunc(2*lostBound, func() { g.close.Do(func() { close(g.gone) }) })
+	defer late.Stop()
 	g.workers.Wait()
 	return nil
 }
@@ -234,10 +242,24 @@ func (g *Guest) greet(c net.Conn) {
 }
 
 func (g *Guest) refuse(c net.Conn, err error) {
-	if g.Err() == nil {
-		g.log.Warn("a connection of the guest is refused", "error", err)
+	if held, ok := g.mayLog(); ok && g.Err() == nil {
+		g.log.Warn("a connection of the guest is refused", "error", err, "unreported", held)
 	}
 	g.drop(c)
+}
+
+// mayLog lets one line a second through that the guest has caused, and says how many
+// were held back before it.
+func (g *Guest) mayLog() (held int, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := time.Now()
+	if now.Sub(g.logged) < time.Second {
+		g.held++
+		return 0, false
+	}
+	held, g.logged, g.held = g.held, now, 0
+	return held, true
 }
 
 // control serves the control connection until it ends, and with it the guest.
@@ -340,7 +362,9 @@ func (g *Guest) frame(f wire.Frame) error {
 		if err := f.Decode(&m); err != nil {
 			return err
 		}
-		g.log.Info("guest: " + m.Text)
+		if held, ok := g.mayLog(); ok {
+			g.log.Info("guest: "+m.Text[:min(len(m.Text), maxText)], "unreported", held)
+		}
 	}
 	return nil
 }

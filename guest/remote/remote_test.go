@@ -293,6 +293,42 @@ func TestReaderFails(t *testing.T) {
 	require.EqualError(t, <-write, "write /x: torn")
 }
 
+// stuck takes nothing, for ever.
+type stuck struct{}
+
+func (stuck) Write([]byte) (int, error) { select {} }
+
+// Nobody takes the output, and the guest has gone: Wait must not wait for that.
+func TestStuckWriterOfALostGuest(t *testing.T) {
+	for name, end := range map[string]func(g *Guest, a *agent, id uint32){
+		"gone": func(_ *Guest, a *agent, _ uint32) { a.Close() },
+		"failed afterwards": func(g *Guest, a *agent, id uint32) {
+			a.say(wire.KindExited, wire.Exited{ID: id})
+			g.Fail(fs.ErrInvalid)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, path := newGuest(t)
+			a := newAgent(t, path)
+			cmd := g.CommandContext(within(t), "yes")
+			cmd.Stdout = stuck{}
+			run := async(cmd.Run)
+			var w wire.Command
+			a.next(wire.KindStart, &w)
+			o := a.stream(w.ID, 1)
+			a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 2})
+			_, _ = o.Write([]byte("y\n"))
+			end(g, a, w.ID)
+			select {
+			case <-run:
+			case <-time.After(15 * time.Second):
+				t.Fatal("Wait waits for a writer that takes nothing")
+			}
+			require.NoError(t, g.Close())
+		})
+	}
+}
+
 func TestTerminal(t *testing.T) {
 	g, path := newGuest(t)
 	a := newAgent(t, path)

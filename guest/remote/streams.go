@@ -77,12 +77,63 @@ func (c *Cmd) attach(i int, conn net.Conn) bool {
 			s.late.Stop()
 			_ = conn.SetReadDeadline(time.Now().Add(c.patience()))
 		}
+		// A Write that can't be interrupted must hold up neither Wait nor Close for ever.
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			c.receive(i, conn, s.w)
+		}()
 		c.guest.workers.Go(func() {
 			defer c.output.Done()
-			c.receive(i, conn, s.w)
+			select {
+			case <-done:
+			case <-c.left:
+			case <-c.abandoned():
+			}
 		})
 	}
 	return true
+}
+
+// join waits for the command's output. While the guest lives, whoever takes it may take
+// as long as they want; afterwards not.
+func (c *Cmd) join() {
+	all := make(chan struct{})
+	go func() {
+		c.output.Wait()
+		close(all)
+	}()
+	c.mu.Lock()
+	lives := c.state != nil
+	c.mu.Unlock()
+	if lives {
+		select {
+		case <-all:
+			return
+		case <-c.guest.done:
+		case <-c.ctx.Done():
+		}
+	}
+	end := time.Now().Add(lostBound)
+	for i := range c.streams {
+		if d, ok := c.streams[i].w.(interface{ SetWriteDeadline(time.Time) error }); ok {
+			_ = d.SetWriteDeadline(end)
+		}
+	}
+	bound := time.NewTimer(lostBound + lostBound/2)
+	defer bound.Stop()
+	select {
+	case <-all:
+		return
+	case <-bound.C:
+	}
+	c.once.Do(func() { close(c.left) })
+	<-all
+}
+
+// abandoned is closed some time after the guest's end: nobody may have called Wait.
+func (c *Cmd) abandoned() <-chan struct{} {
+	return c.guest.gone
 }
 
 // patience is how long output may take to come once the command has ended; the lock is

@@ -123,7 +123,7 @@ type Exited struct {
 	Signal int  `json:"signal,omitempty"`
 	Core   bool `json:"core,omitempty"`
 	// OOM: the kernel has killed it for want of memory, or others while it ran and
-	// it ended by a signal itself.
+	// it ended by SIGKILL itself.
 	OOM bool `json:"oom,omitempty"`
 	// What is what went wrong for OpRead and OpWrite, "" if nothing.
 	What string `json:"what,omitempty"`

@@ -63,23 +63,17 @@ func (io *iovecs) call(trap uintptr, fd int, off int64) (int, error) {
 	return int(n), nil
 }
 
-// prompt is one preadv2 or pwritev2 that does not wait. The runtime is not told of the
-// call: that would wake its monitor, which takes longer than what such a call does.
+// prompt is one preadv2 or pwritev2 that is not to wait. The runtime is not told of a
+// read: that would wake its monitor, which takes longer than what such a call does. A
+// write can be made to wait all the same, by a file system that is frozen.
 func (io *iovecs) prompt(trap uintptr, fd int, off int64, flags int) (int, syscall.Errno) {
-	n, _, errno := unix.RawSyscall6(trap, uintptr(fd), uintptr(unsafe.Pointer(&io.v[0])), uintptr(io.n),
+	call := unix.RawSyscall6
+	if trap != unix.SYS_PREADV2 {
+		call = unix.Syscall6
+	}
+	n, _, errno := call(trap, uintptr(fd), uintptr(unsafe.Pointer(&io.v[0])), uintptr(io.n),
 		uintptr(off), 0, uintptr(flags))
 	return int(n), errno
-}
-
-// statPool has arguments of fstat.
-var statPool = sync.Pool{New: func() any { return new(unix.Stat_t) }}
-
-// promptSize is the size of a file now, in bytes, by a call as in prompt.
-func promptSize(fd int) (int64, bool) {
-	st := statPool.Get().(*unix.Stat_t)
-	defer statPool.Put(st)
-	_, _, errno := unix.RawSyscall(unix.SYS_FSTAT, uintptr(fd), uintptr(unsafe.Pointer(st)), 0)
-	return st.Size, errno == 0
 }
 
 // misaligned reports whether b does not start at a multiple of align, a power

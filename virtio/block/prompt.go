@@ -67,13 +67,8 @@ func (f *File) TryWritevAt(bufs [][]byte, off int64) bool {
 		return false
 	}
 	defer f.release()
-	if !f.device && !f.nameless {
-		// As reaches does. A size that can't be had is for WritevAt to report.
-		if end, ok := promptSize(f.fd); !ok || end < f.size.Load() {
-			return false
-		}
-	}
-	if off+total > f.end.Load() {
+	// What is wrong is for WritevAt to report.
+	if f.reaches(off+total) != nil {
 		return false
 	}
 	return f.try(unix.SYS_PWRITEV2, &f.prompt.noWrite, bufs, off, total)

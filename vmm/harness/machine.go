@@ -255,7 +255,9 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	m.mu.Lock()
 	m.closing = true
 	m.mu.Unlock()
-	return vm.Kill()
+	err := vm.Kill()
+	m.guest.Fail(remote.ErrClosed)
+	return err
 }
 
 // Close ends the guest as it is, and gives everything back.

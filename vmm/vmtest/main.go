@@ -206,6 +206,9 @@ func (r *mainRun) once() (code int, fill bool, err error) {
 	}
 	defer r.watchSignals(m)()
 	if err := m.Start(ctx, r.cmd); err != nil {
+		if ctx.Err() != nil {
+			return r.ending(m, context.Cause(ctx)), false, nil
+		}
 		return 0, false, err
 	}
 	defer context.AfterFunc(ctx, func() { m.Guest().Fail(context.Cause(ctx)) })()

@@ -58,10 +58,20 @@ func newTree(dir string, l limits) (*tree, error) {
 
 func (t *tree) close() { t.root.Close() }
 
+// Bounds of a name in an archive: those of kernels have up to 150 bytes and ten slashes.
+const (
+	maxName  = 1024
+	maxDepth = 32
+)
+
 // place says where a file of an archive or a system goes, as a path below the
 // tree: boot/vmlinuz-R, boot/config-R, lib/modules/R/...; "" is nowhere. The
 // error is that the name would lead out of where it is unpacked.
 func place(name string) (string, error) {
+	if len(name) > maxName || strings.Count(name, "/") > maxDepth {
+		return "", archiveError("it has a file whose name has %d bytes and %d slashes, which begins with %q",
+			len(name), strings.Count(name, "/"), name[:min(len(name), 64)])
+	}
 	if slices.Contains(strings.Split(name, "/"), "..") || strings.ContainsRune(name, 0) {
 		return "", archiveError("it has a file named %q", name)
 	}

@@ -41,7 +41,8 @@ func TestPlace(t *testing.T) {
 		assert.NoError(t, err, name)
 		assert.Equal(t, want, got, name)
 	}
-	for _, name := range []string{"..", "../boot/vmlinuz", "boot/../../vmlinuz", "lib/modules/6.1/../../../etc/passwd", "boot/vmlinuz\x00"} {
+	for _, name := range []string{"..", "../boot/vmlinuz", "boot/../../vmlinuz", "lib/modules/6.1/../../../etc/passwd", "boot/vmlinuz\x00",
+		"lib/modules/6.1/" + strings.Repeat("a/", 40) + "a.ko", "boot/vmlinuz-" + strings.Repeat("a", 1024)} {
 		_, err := place(name)
 		assert.ErrorIs(t, err, ErrArchive, name)
 	}

@@ -167,7 +167,7 @@ func (l Limits) settle() (Limits, error) {
 	}
 	files := int(min(r.Cur, 1<<30))
 	l.MaxOpen = min(max(l.MaxOpen, minMaxOpen), max(minMaxOpen, files/8))
-	l.MaxHandles = min(l.MaxHandles, max(minMaxOpen, files/2))
+	l.MaxHandles = min(l.MaxHandles, max(minMaxOpen, files/8))
 	return l, nil
 }
 
