@@ -127,6 +127,11 @@ func (c *Cmd) join() {
 		return
 	case <-bound.C:
 	}
+	for i := range c.streams {
+		if c.streams[i].w != nil {
+			c.giveUp(i)
+		}
+	}
 	c.once.Do(func() { close(c.left) })
 	<-all
 }
@@ -162,14 +167,14 @@ func (c *Cmd) cut() {
 	}
 }
 
-// giveUp ends an output that has not come.
+// giveUp ends an output that has not come, once.
 func (c *Cmd) giveUp(i int) {
 	c.mu.Lock()
 	s := &c.streams[i]
-	came := s.conn != nil
+	settled := s.conn != nil || s.over
 	s.over = true
 	c.mu.Unlock()
-	if came {
+	if settled {
 		return
 	}
 	if c.ends[i] != nil {
