@@ -89,21 +89,21 @@ demo: build rig ## boot a stock kernel to the built-in guest's report
 	@CGO_ENABLED=0 $(GO) run ./testdata/nested/fetch kernel-cloud $$(bin/nested -check 2>/dev/null || echo qemu)
 	bin/nested -timeout 3m -- bin/vole run --timeout 2m --kernel @kernel --append quiet
 
-# `make test` takes at most 20 minutes on 2 cores once its packages are there:
-# the bounds of its parts, which are 2.5, 4.5, 1 and 12 minutes, add up to it. Go's
+# `make test` takes some 15 minutes on 2 cores once its packages are there; the bounds
+# of its parts, which are 2, 5.5, 1 and 12 minutes, end what takes far longer. Go's
 # -timeout is for one package, and shorter, so that it can show what hangs.
 within = timeout --verbose --foreground -k 10s $(1)
 
 .PHONY: test
 test: export VOLE_BIN := $(CURDIR)/bin/vole
 test: need-gcc build rig deps ## everything that CI runs: lint, units, payloads on /dev/kvm, guests
-	@$(call within,150s) $(MAKE) --no-print-directory lint
+	@$(call within,2m) $(MAKE) --no-print-directory lint
 	@echo "== units and payloads$(if $(REQUIRE_KVM), on /dev/kvm,: no /dev/kvm that can be opened)"
-	@eval "$$(bin/nested -unit-env)"; $(REQUIRE_KVM) $(call within,6m) $(GOTEST) $(RACE) -timeout 5m ./...
+	@eval "$$(bin/nested -unit-env)"; $(REQUIRE_KVM) $(call within,330s) $(GOTEST) $(RACE) -timeout 5m ./...
 	@echo "== allocations, which the race detector changes"
 	@CGO_ENABLED=0 $(call within,1m) $(GOTEST) -run '^TestNoAllocations$$' ./virtio/block ./virtio/net ./virtio/vsock ./virtio/console ./virtio/fs
 	@echo "== guests"
-	@CGO_ENABLED=0 $(call within,17m) $(GOTEST) -p 1 -timeout 16m $(RIG) $(GUESTS)
+	@CGO_ENABLED=0 $(call within,12m) $(GOTEST) -p 1 -timeout 11m $(RIG) $(GUESTS)
 
 .PHONY: unit
 unit: need-go rig ## unit tests alone, without the race detector: quick
