@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vole-vmm/vole/guest/remote"
+	"github.com/vole-vmm/vole/vmm/harness"
 )
 
 // execFiles are the standard files of vole that become the command's.
@@ -76,6 +77,9 @@ func (f *execFiles) connect(c *remote.Cmd, active func()) {
 	}
 	if f.err != nil && !f.onTerminal[2] {
 		c.Stderr = &activeWriter{f.err, active}
+		if c.Stdout != nil && harness.SameFile(os.Stdout, os.Stderr) {
+			c.Stderr = c.Stdout // what is written to both keeps its order
+		}
 	}
 	if f.shown == nil {
 		return

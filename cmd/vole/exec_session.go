@@ -13,10 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/vole-vmm/vole/guest/remote"
-	"github.com/vole-vmm/vole/guest/wire"
 	"github.com/vole-vmm/vole/vmm"
 	"github.com/vole-vmm/vole/vmm/harness"
 	"github.com/vole-vmm/vole/vmm/harness/gotest"
@@ -190,9 +187,7 @@ func (s *execSession) options(writable []string) (harness.Options, error) {
 		s.machine.Vsock = nil
 	}
 	if len(s.machine.Nets) > 0 && s.machine.Nets[0].User {
-		o.Net = &wire.Net{
-			Addresses: []string{"10.0.2.15/24"}, Gateways: []string{"10.0.2.2"}, DNS: []string{"10.0.2.3"},
-		}
+		o.Net = harness.UserNet()
 	}
 	return o, nil
 }
@@ -241,9 +236,7 @@ func (s *execSession) fill(c *remote.Cmd) error {
 		c.Env = append(slices.DeleteFunc(c.Env, func(v string) bool { return strings.HasPrefix(v, "PWD=") }), "PWD="+dir)
 	}
 	c.Dir = dir
-	mask := unix.Umask(0o77)
-	unix.Umask(mask)
-	c.Umask = uint32(mask)
+	c.Umask = harness.Umask()
 	c.User, err = execUser(s.flags.user)
 	if err != nil {
 		return fmt.Errorf("--user: %w", err)

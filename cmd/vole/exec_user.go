@@ -2,26 +2,18 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"os/user"
 	"strconv"
 	"strings"
 
 	"github.com/vole-vmm/vole/guest/remote"
+	"github.com/vole-vmm/vole/vmm/harness"
 )
 
 // execUser is who runs the command: the user of this process, or who is named.
 func execUser(name string) (*remote.User, error) {
 	if name == "" {
-		u := &remote.User{UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
-		groups, err := os.Getgroups()
-		if err != nil {
-			return nil, err
-		}
-		for _, g := range groups {
-			u.Groups = append(u.Groups, uint32(g))
-		}
-		return u, nil
+		return harness.Caller()
 	}
 	uid, gid, both := strings.Cut(name, ":")
 	if uid == nobodyAtAll || gid == nobodyAtAll {

@@ -88,7 +88,7 @@ func (c *Cmd) attach(i int, conn net.Conn) bool {
 			select {
 			case <-done:
 			case <-c.left:
-			case <-c.abandoned():
+			case <-c.guest.gone: // nobody has called Wait
 			}
 		})
 	}
@@ -134,11 +134,6 @@ func (c *Cmd) join() {
 	}
 	c.once.Do(func() { close(c.left) })
 	<-all
-}
-
-// abandoned is closed some time after the guest's end: nobody may have called Wait.
-func (c *Cmd) abandoned() <-chan struct{} {
-	return c.guest.gone
 }
 
 // patience is how long output may take to come once the command has ended; the lock is

@@ -22,8 +22,8 @@ type Config struct {
 	// Net configures the first network device; nil leaves it down. The loopback
 	// device is always up.
 	Net *Net `json:"net,omitempty"`
-	// CorePattern goes to /proc/sys/kernel/core_pattern; empty writes cores where
-	// the process is ("core").
+	// CorePattern goes to /proc/sys/kernel/core_pattern, and commands may dump
+	// cores then; empty is none.
 	CorePattern string `json:"core-pattern,omitempty"`
 	// Command is started at once, without a word of the host.
 	Command *Command `json:"command,omitempty"`

@@ -7,8 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/vole-vmm/vole/virtio"
 )
@@ -62,7 +60,7 @@ type Device struct {
 	limiter  *virtio.Limiter
 	clock    virtio.Clock
 	log      *slog.Logger
-	muffled  muffle
+	muffled  virtio.Muffle
 
 	refresh sync.Mutex // held by Refresh
 	work    sync.WaitGroup
@@ -218,7 +216,7 @@ func (d *Device) Activate(a virtio.Activation) error {
 		if q == nil {
 			continue
 		}
-		c := &crew{}
+		c := &virtio.Crew{}
 		for range max(1, min(d.opts.Workers, MaxWorkers/d.opts.Queues)) {
 			w := newWorker(d, q, c, a)
 			w.debt = debt
@@ -239,27 +237,9 @@ func (d *Device) Reset() {
 // Close closes the image. The device is not in use any more.
 func (d *Device) Close() error { return closeImage(d.img) }
 
-// muffle lets one event a second through and counts the others.
-type muffle struct {
-	next  atomic.Int64 // when the next may pass, in nanoseconds of the clock
-	count atomic.Uint64
-}
-
-// pass reports whether an event at now may pass, and how many were held back
-// since the last that did.
-func (m *muffle) pass(now time.Duration) (held uint64, ok bool) {
-	t := int64(now)
-	next := m.next.Load()
-	if t < next || !m.next.CompareAndSwap(next, t+int64(time.Second)) {
-		m.count.Add(1)
-		return 0, false
-	}
-	return m.count.Swap(0), true
-}
-
 // failed logs that the image has failed a request.
 func (d *Device) failed(what string, sector uint64, err error) {
-	if held, ok := d.muffled.pass(d.clock.Now()); ok {
+	if held, ok := d.muffled.Pass(d.clock.Now()); ok {
 		d.log.Warn("disk: request failed", "disk", d.opts.Name, "request", what, "sector", sector, "error", err, "unreported", held)
 	}
 }

@@ -45,7 +45,7 @@ var (
 type worker struct {
 	d         *Device
 	q         *virtio.Queue
-	crew      *crew
+	crew      *virtio.Crew
 	call      chan struct{} // the crew's, to this worker
 	c         *virtio.Chain
 	fail      func(error)
@@ -63,7 +63,7 @@ type worker struct {
 	ranges    [maxRanges * rangeSize]byte
 }
 
-func newWorker(d *Device, q *virtio.Queue, c *crew, a virtio.Activation) *worker {
+func newWorker(d *Device, q *virtio.Queue, c *virtio.Crew, a virtio.Activation) *worker {
 	w := &worker{
 		d: d, q: q, crew: c, call: make(chan struct{}, 1), c: virtio.NewChain(q),
 		fail: a.Fail, features: a.Features,
@@ -80,9 +80,9 @@ func newWorker(d *Device, q *virtio.Queue, c *crew, a virtio.Activation) *worker
 
 func (w *worker) run() {
 	w.wait(w.debt)
-	for w.crew.listen(w.call) {
+	for w.crew.Listen(w.call) {
 		ok := w.take()
-		w.crew.leave(!ok)
+		w.crew.Leave(!ok)
 		if ok {
 			w.end(w.do())
 			w.q.Push(w.c)

@@ -205,7 +205,7 @@ func (d *Device) Activate(a virtio.Activation) error {
 			r := newRequest(d, q)
 			d.work.Go(r.hiprio)
 		default:
-			c := &crew{}
+			c := &virtio.Crew{}
 			for range max(1, min(d.opts.Workers, MaxWorkers/d.opts.Queues)) {
 				w := &worker{d: d, q: q, crew: c, call: make(chan struct{}, 1), r: newRequest(d, q)}
 				d.work.Go(w.run)

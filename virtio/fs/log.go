@@ -4,20 +4,20 @@ import (
 	"bytes"
 	"log/slog"
 	"runtime/debug"
-	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/vole-vmm/vole/virtio"
 )
 
 // logger passes one line a second on, and says how many it held back. It is also
 // what the library writes to.
 type logger struct {
-	to    *slog.Logger // nil is silent
-	tag   string
-	start time.Time
-	next  atomic.Int64 // when the next line may pass, after start
-	held  atomic.Uint64
+	to      *slog.Logger // nil is silent
+	tag     string
+	start   time.Time // muffled's clock
+	muffled virtio.Muffle
 }
 
 // pass reports whether a line may be written now, and how many were not.
@@ -25,13 +25,7 @@ func (l *logger) pass() (held uint64, ok bool) {
 	if l.to == nil {
 		return 0, false
 	}
-	now := int64(time.Since(l.start))
-	next := l.next.Load()
-	if now < next || !l.next.CompareAndSwap(next, now+int64(time.Second)) {
-		l.held.Add(1)
-		return 0, false
-	}
-	return l.held.Swap(0), true
+	return l.muffled.Pass(time.Since(l.start))
 }
 
 // Write takes a line of the library's.

@@ -220,7 +220,7 @@ func use(queues []*pairQueues, n int) {
 
 // warn logs that the backend has failed.
 func (d *Device) warn(what string, err error) {
-	if held, ok := d.muffled.pass(d.clock.Now()); ok {
+	if held, ok := d.muffled.Pass(d.clock.Now()); ok {
 		d.log.Warn("net: the backend has failed", "device", d.opts.Name, "what", what, "error", err, "unreported", held)
 	}
 }

@@ -66,7 +66,7 @@ type Device struct {
 	pairs    []pair
 	work     sync.WaitGroup
 	filter   atomic.Pointer[filter]
-	muffled  muffle
+	muffled  virtio.Muffle
 
 	link   link
 	speaks bool // the backend is a LinkNotifier

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // link is whether frames can come and go. It is up while both the device's owner
@@ -113,29 +112,11 @@ func (d *Device) setLink(side *bool, up bool) {
 	if tell != nil {
 		tell()
 	}
-	if held, ok := d.muffled.pass(d.clock.Now()); ok {
+	if held, ok := d.muffled.Pass(d.clock.Now()); ok {
 		d.log.Info("net: the link has changed", "device", d.opts.Name, "up", up, "unreported", held)
 	}
 }
 
 func putStatus(b []byte, status uint16) {
 	binary.LittleEndian.PutUint16(b[configStatus:], status)
-}
-
-// muffle lets one event a second through and counts the others.
-type muffle struct {
-	next  atomic.Int64 // when the next may pass, in nanoseconds of the clock
-	count atomic.Uint64
-}
-
-// pass reports whether an event at now may pass, and how many were held back since
-// the last that did.
-func (m *muffle) pass(now time.Duration) (held uint64, ok bool) {
-	t := int64(now)
-	next := m.next.Load()
-	if t < next || !m.next.CompareAndSwap(next, t+int64(time.Second)) {
-		m.count.Add(1)
-		return 0, false
-	}
-	return m.count.Swap(0), true
 }

@@ -242,3 +242,18 @@ func TestWatcherCountsItsOwnTime(t *testing.T) {
 	require.NotNil(t, f)
 	assert.Contains(t, f.Text, "nothing has come of the guest for")
 }
+
+func TestCaller(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	require.NoError(t, err)
+	defer null.Close()
+	zero, err := os.Open("/dev/zero")
+	require.NoError(t, err)
+	defer zero.Close()
+	assert.True(t, SameFile(null, null))
+	assert.False(t, SameFile(null, zero))
+	u, err := Caller()
+	require.NoError(t, err)
+	assert.EqualValues(t, os.Getuid(), u.UID)
+	assert.LessOrEqual(t, Umask(), uint32(0o777))
+}

@@ -236,9 +236,9 @@ func (r *mainRun) command(g *remote.Guest) (*remote.Cmd, error) {
 	if c.Dir, err = os.Getwd(); err != nil {
 		return nil, fmt.Errorf("the working directory: %w", err)
 	}
-	c.Umask = umask()
+	c.Umask = harness.Umask()
 	if !r.asRoot {
-		if c.User, err = thisUser(); err != nil {
+		if c.User, err = harness.Caller(); err != nil {
 			return nil, err
 		}
 	}
@@ -246,7 +246,7 @@ func (r *mainRun) command(g *remote.Guest) (*remote.Cmd, error) {
 		c.Stdin = os.Stdin
 	}
 	c.Stdout, c.Stderr = os.Stdout, os.Stderr
-	if sameFile(os.Stdout, os.Stderr) {
+	if harness.SameFile(os.Stdout, os.Stderr) {
 		c.Stderr = c.Stdout // what is written to both keeps its order
 	}
 	return c, nil

@@ -116,7 +116,7 @@ func Net(device virtio.Device, address wire.Net, d Dialer) Option {
 
 // UserNet is the guest's address in a network of package usernet with default options.
 func UserNet() wire.Net {
-	return wire.Net{Addresses: []string{"10.0.2.15/24"}, Gateways: []string{"10.0.2.2"}, DNS: []string{"10.0.2.3"}}
+	return *harness.UserNet()
 }
 
 // Share mounts a directory of this host in the guest: what the guest changes below it is

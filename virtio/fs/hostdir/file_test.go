@@ -82,7 +82,6 @@ func TestReadAndWrite(t *testing.T) {
 	_, st = c.fs.CopyFileRange(nil, &in)
 	assert.Equal(t, fuse.EBADF, st)
 	assert.Equal(t, fuse.OK, c.fs.Fsync(nil, &fuse.FsyncIn{InHeader: c.header(node), Fh: wo, FsyncFlags: 1}))
-	assert.Equal(t, fuse.OK, c.fs.SyncFS())
 	assert.Equal(t, fuse.OK, c.fs.Flush(nil, &fuse.FlushIn{InHeader: c.header(node), Fh: wo}))
 	_, st = c.open(node, unix.O_ACCMODE)
 	assert.Equal(t, fuse.EINVAL, st)

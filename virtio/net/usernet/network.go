@@ -11,6 +11,7 @@ import (
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
+	"github.com/vole-vmm/vole/virtio"
 	virtionet "github.com/vole-vmm/vole/virtio/net"
 )
 
@@ -38,9 +39,9 @@ type Network struct {
 	o        Options
 	resolver *resolver
 	stats    counters
-	born     time.Time // muffled's clock starts
-	muffled  muffle    // what the policy denied
-	pingOnce sync.Once // says once that the host forbids to ping
+	born     time.Time     // muffled's clock starts
+	muffled  virtio.Muffle // what the policy denied
+	pingOnce sync.Once     // says once that the host forbids to ping
 
 	current atomic.Pointer[session]
 	mu      sync.Mutex

@@ -200,7 +200,7 @@ func (s *session) ask(d Destination) error {
 	err := s.n.o.Policy(d)
 	if err != nil {
 		s.n.stats.denied.Add(1)
-		if held, ok := s.n.muffled.pass(time.Since(s.n.born)); ok {
+		if held, ok := s.n.muffled.Pass(time.Since(s.n.born)); ok {
 			s.n.o.Logger.Info("usernet: the guest may not go there", "name", s.n.o.Name, "to", d.String(), "reason", err, "unreported", held)
 		}
 	}
