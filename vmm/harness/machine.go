@@ -133,7 +133,7 @@ func (m *Machine) rootDevice() (virtio.Device, error) {
 		Dir: root.Dir, ReadOnly: true, Writable: root.Writable, Hidden: hiddenBelow(root.Dir), Xattr: true, Logger: m.o.Logger,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrOptions, err)
+		return nil, &refusal{err}
 	}
 	d, err := fs.New(dir, fs.Options{Tag: RootTag, Queues: max(m.o.Machine.CPUs, 1), Logger: m.o.Logger})
 	if err != nil {

@@ -2,7 +2,6 @@ package harness
 
 import (
 	"errors"
-	"fmt"
 	"path/filepath"
 
 	"github.com/vole-vmm/vole/boot/initramfs"
@@ -59,11 +58,11 @@ func (o *Options) modules(devices []virtio.Device) (archive *initramfs.ModuleArc
 		case errors.Is(err, kernel.ErrNoModules), errors.Is(err, kernel.ErrUnsupported):
 			// Whether it can be booted at all is for vmm to say.
 			if len(o.Modules) > 0 {
-				return nil, "", nil, fmt.Errorf("%w: no module %s: %w", ErrOptions, o.Modules[0], err)
+				return nil, "", nil, refuse("no module %s: %w", o.Modules[0], err)
 			}
 			return nil, "", err, nil
 		case err != nil:
-			return nil, "", nil, fmt.Errorf("%w: %w", ErrOptions, err)
+			return nil, "", nil, &refusal{err}
 		}
 	}
 	if dir, err = filepath.Abs(dir); err != nil {
@@ -72,7 +71,7 @@ func (o *Options) modules(devices []virtio.Device) (archive *initramfs.ModuleArc
 	cache := initramfs.Cache{Dir: o.ModulesCache}
 	archive, err = cache.Modules(dir, initramfs.SelectOptions{}, needs(o.Machine.Transport, devices, !o.Root.None, o.Modules)...)
 	if err != nil {
-		return nil, "", nil, fmt.Errorf("%w: %w", ErrOptions, err)
+		return nil, "", nil, &refusal{err}
 	}
 	return archive, dir, nil, nil
 }

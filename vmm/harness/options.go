@@ -28,6 +28,14 @@ const (
 // ErrOptions is wrapped by errors about Options that no machine can be made of.
 var ErrOptions = errors.New("harness: bad options")
 
+// refusal is an error about Options, which says itself what it is about.
+type refusal struct{ err error }
+
+func (e *refusal) Error() string   { return e.err.Error() }
+func (e *refusal) Unwrap() []error { return []error{ErrOptions, e.err} }
+
+func refuse(format string, args ...any) error { return &refusal{fmt.Errorf(format, args...)} }
+
 // Options describe a Machine. The zero value of every field but Machine.Kernel is a
 // good default.
 type Options struct {
@@ -124,15 +132,15 @@ func (o Options) withDefaults() Options {
 func (o *Options) check() error {
 	switch {
 	case o.BootBound < 0:
-		return fmt.Errorf("%w: the boot's bound of %v is negative", ErrOptions, o.BootBound)
+		return refuse("the boot's bound of %v is negative", o.BootBound)
 	case o.Hang < 0:
-		return fmt.Errorf("%w: the bound of %v for a silent guest is negative", ErrOptions, o.Hang)
+		return refuse("the bound of %v for a silent guest is negative", o.Hang)
 	case o.Root.None && len(o.Root.Writable) > 0:
-		return fmt.Errorf("%w: %s can't be writable without a root", ErrOptions, o.Root.Writable[0])
+		return refuse("%s can't be writable without a root", o.Root.Writable[0])
 	}
 	for _, dir := range o.Root.Writable {
 		if !filepath.IsAbs(dir) {
-			return fmt.Errorf("%w: %s is not an absolute path", ErrOptions, dir)
+			return refuse("%s is not an absolute path", dir)
 		}
 	}
 	return nil
