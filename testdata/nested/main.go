@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -33,6 +34,9 @@ type Options struct {
 	// Quiet is the longest time that the tests may be silent; beyond it they are
 	// made to dump their goroutines. 0 is DefaultQuiet.
 	Quiet time.Duration
+
+	stdin io.Reader         // of the tests; nil is empty
+	began func(test string) // is told of each top-level test whose beginning has been read; must not block
 }
 
 // DefaultQuiet is the longest time without output of tests.
@@ -161,7 +165,8 @@ func runTests(o Options, why string) int {
 		cmd.Note = say
 	}
 	t := newTracker(os.Stdout, verbose != "false", count())
-	cmd.Stdout, cmd.Stderr = t, os.Stderr
+	t.began = o.began
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = o.stdin, t, os.Stderr
 	var lockups []string
 	for {
 		cmd.Args = append([]string{cmd.Args[0]}, childFlags(end, t.done())...)

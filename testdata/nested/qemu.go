@@ -128,7 +128,6 @@ func (m *machine) run(ctx context.Context) (exitInfo, error) {
 		started <- err
 		if err == nil {
 			_ = cmd.Wait()
-			send(event{dead: true})
 		}
 	}()
 	err = <-started
@@ -147,9 +146,11 @@ func (m *machine) run(ctx context.Context) (exitInfo, error) {
 			t, p, err := readFrame(r)
 			send(event{frame: t, data: p, err: err})
 			if err != nil {
-				return
+				break
 			}
 		}
+		<-ended // after the last frame: what QEMU has sent is read though it is gone
+		send(event{dead: true})
 	}()
 	return m.watch(ctx, cmd, events)
 }

@@ -16,7 +16,8 @@ type tracker struct {
 	mu      sync.Mutex
 	w       io.Writer
 	verbose bool
-	count   int // results that a test gives before it is done: -test.count
+	count   int               // results that a test gives before it is done: -test.count
+	began   func(test string) // may be nil; see Options
 
 	line    []byte         // the unfinished line
 	held    []byte         // not verbose: output of tests that have not ended yet
@@ -89,6 +90,9 @@ func (t *tracker) take(line []byte) {
 			t.benchmark(m[1])
 		} else if !slices.Contains(t.running, m[1]) {
 			t.running = append(t.running, m[1])
+			if t.began != nil {
+				t.began(m[1])
+			}
 		}
 	} else if m := benchLine.FindStringSubmatch(text); m != nil {
 		t.benchmark(m[1])
