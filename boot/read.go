@@ -33,8 +33,9 @@ type read struct {
 }
 
 const (
-	// pieceSize is how much of a file a worker takes at a time.
-	pieceSize = 1 << 20
+	// pieceSize is how much of a file a worker takes at a time: a huge page,
+	// so that no two workers have the same one zeroed at their first touch.
+	pieceSize = 2 << 20
 	// bounceSize is the buffer through which sparse files are read; it stays
 	// in the CPU's nearest caches.
 	bounceSize = 64 << 10

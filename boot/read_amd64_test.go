@@ -19,11 +19,11 @@ import (
 )
 
 func TestPieces(t *testing.T) {
-	got := pieces([]read{{off: 7, gpa: 0x1ff000, size: 0x201000}, {gpa: 0x800000, size: 0}, {gpa: 0x900000, size: 3}})
+	got := pieces([]read{{off: 7, gpa: 0x1ff000, size: 0x401000}, {gpa: 0x800000, size: 0}, {gpa: 0x900000, size: 3}})
 	assert.Equal(t, []read{
 		{off: 7, gpa: 0x1ff000, size: 0x1000},
-		{off: 0x1007, gpa: 0x200000, size: 0x100000},
-		{off: 0x101007, gpa: 0x300000, size: 0x100000},
+		{off: 0x1007, gpa: 0x200000, size: 0x200000},
+		{off: 0x201007, gpa: 0x400000, size: 0x200000},
 		{gpa: 0x900000, size: 3},
 	}, got)
 	assert.NoError(t, readAll(guest(t, 4096), nil))
@@ -99,9 +99,9 @@ func (f failFrom) ReadAt(p []byte, off int64) (int, error) {
 func TestReadAllStopsAtAnError(t *testing.T) {
 	sick := errors.New("disk on fire")
 	var n atomic.Int64
-	err := readAll(guest(t, 64<<20), []read{{name: "k", img: failFrom{4 << 20, sick, &n}, size: 64 << 20}})
+	err := readAll(guest(t, 64<<20), []read{{name: "k", img: failFrom{8 << 20, sick, &n}, size: 64 << 20}})
 	assert.ErrorIs(t, err, sick)
-	assert.ErrorContains(t, err, "boot: k: reading 1048576 bytes at offset ")
+	assert.ErrorContains(t, err, "boot: k: reading 2097152 bytes at offset ")
 	assert.Less(t, n.Load(), int64(4+2*maxWorkers+1))
 	assert.ErrorIs(t, readAll(guest(t, 4096), []read{{name: "k", size: 4097}}), memory.ErrRange)
 }
