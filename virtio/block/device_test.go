@@ -245,6 +245,23 @@ func TestFlushOfDamagedFile(t *testing.T) {
 		assert.EqualValues(t, ioError, flush())
 		require.NoError(t, os.Truncate(path, mib))
 		assert.EqualValues(t, ioError, flush(), "what was lost is not back")
+
+		// A look at the sizes of all disks finds this one's as it was.
+		irqs := d.ConfigIRQ.Count()
+		require.NoError(t, d.dev.Refresh())
+		assert.EqualValues(t, mib/512, d.config().Capacity)
+		if d.Regs.Transport() == "pci" { // whose queues have a vector of their own
+			assert.Equal(t, irqs, d.ConfigIRQ.Count(), "the guest was told nothing")
+		}
+		assert.EqualValues(t, ioError, flush(), "so that nothing has changed for it")
+		assert.EqualValues(t, ioError, d.write(mib/512-8, make([]byte, 4096)), "there is a hole")
+		_, status := d.read(mib/512-8, 4096)
+		assert.EqualValues(t, ioError, status, "not zeroes")
+
+		require.NoError(t, os.Truncate(path, mib/2))
+		require.NoError(t, d.dev.Refresh())
+		assert.EqualValues(t, mib/2/512, d.config().Capacity)
+		assert.EqualValues(t, ok, flush(), "the disk that the guest knows is whole")
 	})
 }
 

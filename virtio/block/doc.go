@@ -20,8 +20,10 @@
 // a failed Flush the host may have dropped what it could not write, so that
 // every later Flush of that image fails too, until it is opened anew. A read
 // that the host cannot serve in full is an error and never zeroes. A file that
-// was cut off underneath is not made longer again: changes behind its end fail,
-// and so does every Flush.
+// was cut off underneath is not made longer again: reads and changes behind its
+// end fail, and so does every Flush. That stays so when the host makes it longer,
+// with a hole where data was, and whatever size it is found to have then; it ends
+// when the image is opened anew, or the guest told a size without what was lost.
 //
 // # What is left out
 //

@@ -65,10 +65,16 @@ type File struct {
 	direct   *direct // of NoCache, else nil
 
 	size atomic.Int64
-	// end is where the file was found to end inside its size, or size: what
-	// lies behind was cut off underneath, and a write there would put zeroes
-	// in place of what is lost.
+	// end is the least at which the file was ever found to end inside its size,
+	// or size. What lies behind was cut off underneath: if the file is that long
+	// again, there is a hole in place of what is lost.
 	end atomic.Int64
+	// shrunk counts how often the size became smaller. Where the file was found
+	// to end before that says nothing of it now.
+	shrunk atomic.Uint64
+	sizeMu sync.Mutex // for changing size, end and shrunk
+	looks  sync.Mutex // held by Refresh
+
 	// refs counts calls in flight; closedBit is set by Close. Who takes the
 	// count to closedBit closes fd, so that no call meets another file's
 	// descriptor.
@@ -141,8 +147,12 @@ func (f *File) Size() int64 { return f.size.Load() }
 // for a file, whose content is not bound to the device it happens to lie on.
 func (f *File) BlockSize() (logical, physical int) { return f.logical, f.physical }
 
-// Refresh implements [Refresher].
+// Refresh implements [Refresher]. It does not bring back what was cut off
+// underneath: only a size that ends before that does, as whoever uses the image
+// knows of no more then.
 func (f *File) Refresh() (int64, error) {
+	f.looks.Lock()
+	defer f.looks.Unlock()
 	if err := f.acquire(); err != nil {
 		return 0, f.fail("size", err)
 	}
@@ -152,10 +162,19 @@ func (f *File) Refresh() (int64, error) {
 		return 0, f.fail("size", err)
 	}
 	if why := f.badSize(size); why != "" {
+		f.cutOff(f.shrunk.Load(), size)
 		return 0, refuse(f.path, nil, "%s", why)
 	}
+	f.sizeMu.Lock()
+	defer f.sizeMu.Unlock()
+	old, end := f.size.Load(), f.end.Load()
+	if size < old {
+		f.shrunk.Add(1)
+	}
 	// A request between the two stores sees too small an end at worst.
-	f.end.Store(size)
+	if end == old || size <= end {
+		f.end.Store(size)
+	}
 	f.size.Store(size)
 	return size, nil
 }
@@ -216,7 +235,10 @@ func (f *File) whole() error {
 	if err := f.measure(); err != nil {
 		return f.fail("flush", err)
 	}
-	if end, size := f.end.Load(), f.size.Load(); end < size {
+	f.sizeMu.Lock()
+	end, size := f.end.Load(), f.size.Load()
+	f.sizeMu.Unlock()
+	if end < size {
 		return f.fail("flush", fmt.Errorf("the file was cut off at %d of %d bytes: %w", end, size, io.ErrUnexpectedEOF))
 	}
 	return nil
@@ -224,12 +246,22 @@ func (f *File) whole() error {
 
 // measure notes where the file ends if that is inside its size.
 func (f *File) measure() error {
-	size := f.size.Load() // before the look: Refresh may find the file larger
+	shrunk, size := f.shrunk.Load(), f.size.Load() // before the look: Refresh may find the file larger
 	end, err := hostSize(f.fd, f.device)
 	if err == nil && end < size {
-		f.cutOff(end)
+		f.cutOff(shrunk, end)
 	}
 	return err
+}
+
+// cutOff notes that the file ends at end, as was found when shrunk was what it is
+// given as.
+func (f *File) cutOff(shrunk uint64, end int64) {
+	f.sizeMu.Lock()
+	defer f.sizeMu.Unlock()
+	if f.shrunk.Load() == shrunk && end < f.end.Load() {
+		f.end.Store(end)
+	}
 }
 
 // fail names the file and what was being done.

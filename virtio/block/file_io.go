@@ -25,7 +25,7 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // ReadvAt implements [Vectored]. Where the file ends before its size it fails
-// with [io.ErrUnexpectedEOF].
+// with [io.ErrUnexpectedEOF], and so it does where it was found to end before.
 func (f *File) ReadvAt(bufs [][]byte, off int64) (int, error) {
 	total := vecLen(bufs)
 	if err := checkRange(off, total, f.size.Load()); err != nil {
@@ -35,6 +35,9 @@ func (f *File) ReadvAt(bufs [][]byte, off int64) (int, error) {
 		return 0, f.fail("read", err)
 	}
 	defer f.release()
+	if off+total > f.end.Load() {
+		return 0, f.failAt("read", total, off, io.ErrUnexpectedEOF)
+	}
 	n, err := f.transfer(unix.SYS_PREADV, bufs, off, total)
 	if err != nil {
 		return int(n), f.failAt("read", total, off, err)
@@ -123,18 +126,8 @@ func (f *File) ended(trap uintptr, off int64) error {
 	if trap == unix.SYS_PWRITEV {
 		return io.ErrShortWrite
 	}
-	f.cutOff(off)
+	f.cutOff(f.shrunk.Load(), off)
 	return io.ErrUnexpectedEOF
-}
-
-// cutOff notes that the file ends at end, inside its size.
-func (f *File) cutOff(end int64) {
-	for {
-		old := f.end.Load()
-		if end >= old || f.end.CompareAndSwap(old, end) {
-			return
-		}
-	}
 }
 
 // Discard implements [Discarder] by punching a hole, or by BLKDISCARD on a

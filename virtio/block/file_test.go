@@ -240,6 +240,94 @@ func TestFileTruncatedUnderneath(t *testing.T) {
 	})
 }
 
+// TestWhatWasCutStaysLost: a file that was cut off and made as long as before has
+// a hole where data was. No look at its size brings that back; only a size that
+// ends before the hole, and that whoever uses the image was told, leaves it behind.
+func TestWhatWasCutStaysLost(t *testing.T) {
+	const kib = 1 << 10
+	for _, c := range []struct {
+		name  string
+		steps []int64 // sizes in KiB, each with a Flush, which notices
+		looks []int64 // sizes in KiB, each with a Refresh
+		lost  bool
+	}{
+		{"as long as before", []int64{32}, []int64{64}, true},
+		{"looked at twice", []int64{32}, []int64{64, 64}, true},
+		{"longer than before", []int64{32}, []int64{128}, true},
+		{"in part", []int64{32}, []int64{48}, true},
+		{"in part, then as before", []int64{32}, []int64{48, 64}, true},
+		{"cut again", []int64{32, 64, 16}, []int64{32}, true},
+		{"grown, then cut by what has grown", []int64{32}, []int64{128, 64}, true},
+		{"told the smaller size", []int64{32}, []int64{32}, false},
+		{"told the smaller size late", []int64{32}, []int64{64, 32}, false},
+		{"told one that is smaller still", []int64{32}, []int64{16, 64}, false},
+		{"told, then grown", []int64{32}, []int64{32, 128}, false},
+		{"only grown", nil, []int64{128, 256}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			eachCache(t, 64*kib, func(t *testing.T, f *File) {
+				_, err := f.WriteAt(bytes.Repeat([]byte{7}, 64*kib), 0)
+				require.NoError(t, err)
+				for _, size := range c.steps {
+					require.NoError(t, os.Truncate(f.Path(), size*kib))
+					assert.ErrorIs(t, f.Flush(), io.ErrUnexpectedEOF)
+				}
+				for _, size := range c.looks {
+					require.NoError(t, os.Truncate(f.Path(), size*kib))
+					told, err := f.Refresh()
+					require.NoError(t, err)
+					assert.Equal(t, size*kib, told)
+				}
+				p := make([]byte, 4*kib)
+				last := f.Size() - 4*kib
+				errs := map[string]error{"flush": f.Flush()}
+				_, errs["read"] = f.ReadAt(p, last)
+				_, errs["write"] = f.WriteAt(p, last)
+				errs["zeroing"] = f.WriteZeroes(last, 4*kib, false)
+				assert.False(t, c.lost && f.TryReadvAt([][]byte{p}, last), "a prompt read finds a hole")
+				for what, err := range errs {
+					if c.lost {
+						assert.ErrorIs(t, err, io.ErrUnexpectedEOF, what)
+					} else {
+						assert.NoError(t, err, what)
+					}
+				}
+				_, err = f.WriteAt(p, 0)
+				assert.NoError(t, err, "what is left is usable")
+			})
+		})
+	}
+}
+
+// TestCutSeenByRefresh: a look that finds a size that can't be, or only the look
+// itself, notices the loss as well.
+func TestCutSeenByRefresh(t *testing.T) {
+	f := open(t, OpenOptions{Path: newFile(t, 64<<10)})
+	require.NoError(t, os.Truncate(f.Path(), 1000))
+	_, err := f.Refresh()
+	require.ErrorIs(t, err, ErrImage)
+	require.NoError(t, os.Truncate(f.Path(), 64<<10))
+	_, err = f.Refresh()
+	require.NoError(t, err)
+	assert.ErrorIs(t, f.Flush(), io.ErrUnexpectedEOF)
+}
+
+// TestLateLookAtTheEnd: what was seen before the size was told to be smaller says
+// nothing of the file that has grown since.
+func TestLateLookAtTheEnd(t *testing.T) {
+	f := open(t, OpenOptions{Path: newFile(t, 64<<10)})
+	before := f.shrunk.Load()
+	for _, size := range []int64{32 << 10, 128 << 10} {
+		require.NoError(t, os.Truncate(f.Path(), size))
+		_, err := f.Refresh()
+		require.NoError(t, err)
+	}
+	f.cutOff(before, 32<<10)
+	assert.NoError(t, f.Flush())
+	f.cutOff(f.shrunk.Load(), 64<<10)
+	assert.ErrorIs(t, f.Flush(), io.ErrUnexpectedEOF)
+}
+
 func TestFlushSeesTruncation(t *testing.T) {
 	f := open(t, OpenOptions{Path: newFile(t, 64<<10)})
 	require.NoError(t, os.Truncate(f.Path(), 4096))

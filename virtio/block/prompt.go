@@ -53,7 +53,7 @@ func (p *promptness) flags() int {
 // TryReadvAt implements [Prompt].
 func (f *File) TryReadvAt(bufs [][]byte, off int64) bool {
 	total := vecLen(bufs)
-	if f.prompt.noRead.Load() || checkRange(off, total, f.size.Load()) != nil || f.acquire() != nil {
+	if f.prompt.noRead.Load() || checkRange(off, total, f.size.Load()) != nil || off+total > f.end.Load() || f.acquire() != nil {
 		return false
 	}
 	defer f.release()
