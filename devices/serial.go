@@ -41,8 +41,8 @@ type SerialConfig struct {
 	Out io.Writer
 	// OutBuffer is how many bytes may wait for Out before the guest has to; 0 is SerialOutBuffer.
 	OutBuffer int
-	// OnByte sees every byte that the guest sends, in order, on the vCPU thread that sends it and under the port's lock:
-	// it must be quick and must not call the port.
+	// OnByte sees every byte that the guest sends, in order, on the thread that calls Write or Send and under the port's
+	// lock: it must be quick and must not call the port.
 	OnByte func(b byte)
 
 	// In gives what the guest receives. It is read from one goroutine, at most SerialInBuffer bytes ahead. Its end is the
@@ -55,7 +55,7 @@ type SerialConfig struct {
 // from In is worth more here than a byte in time: the sender waits while Out is blocked, and input waits on the host
 // until the guest listens and has room, so there is no overrun outside loopback mode.
 //
-// All methods may be called from any goroutine. Read never waits; Write waits only as described at Hold.
+// All methods may be called from any goroutine. Read and Send never wait; Write and WaitRoom only as described at Hold.
 type Serial struct {
 	irq    Interrupt
 	onByte func(byte)
@@ -125,8 +125,8 @@ func (s *Serial) Start() {
 	}
 }
 
-// Hold lets go of every vCPU that waits in Write because Out is slow, and makes no further Write wait; input stays where
-// it is, so that the registers change only by the guest's own accesses. Bytes sent meanwhile are kept, up to
+// Hold lets go of every vCPU that waits in Write or WaitRoom because Out is slow, and makes no further one wait; input
+// stays where it is, so that the registers change only by the guest's own accesses. Bytes sent meanwhile are kept, up to
 // SerialOutLimit in all: what a guest sends beyond that, while held, is thrown away and counted. Hold is for the moments
 // in which vCPUs have to come back: before they are stopped for good or for a pause.
 func (s *Serial) Hold() {

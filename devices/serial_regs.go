@@ -152,12 +152,30 @@ func (s *Serial) read(reg uint8) (v uint8) {
 	return v
 }
 
-func (s *Serial) write(reg, v uint8) {
+// Send is Write of v to the data register, except that it does not wait: it is for a write that KVM has collected, whose
+// vCPU has gone on. The caller calls WaitRoom when it can.
+func (s *Serial) Send(v byte) { s.put(regData, v, false) }
+
+// WaitRoom waits as Write does after a byte. Where there is room it takes no lock.
+func (s *Serial) WaitRoom() {
+	if s.Crowded() {
+		s.mu.Lock()
+		s.tx.wait(false)
+	}
+}
+
+// Crowded reports whether a Write would wait, or would if the port were not held.
+func (s *Serial) Crowded() bool { return s.tx.crowded.Load() }
+
+func (s *Serial) write(reg, v uint8) { s.put(reg, v, true) }
+
+// put is a write to a register. If wait is set, it does not return before the transmitter has room again.
+func (s *Serial) put(reg, v uint8, wait bool) {
 	s.mu.Lock()
 	st := &s.st
 	s.rx.polls = 0
 	if reg == regData && st.LCR&lcrDLAB == 0 && st.MCR&mcrLoop == 0 {
-		s.transmit(v)
+		s.transmit(v, wait)
 		return
 	}
 	switch reg {
@@ -196,7 +214,7 @@ func (s *Serial) write(reg, v uint8) {
 }
 
 // transmit sends one byte down the wire. It is called with the lock and returns without it.
-func (s *Serial) transmit(v uint8) {
+func (s *Serial) transmit(v uint8, wait bool) {
 	if s.onByte != nil {
 		s.onByte(v)
 	}
@@ -204,7 +222,7 @@ func (s *Serial) transmit(v uint8) {
 	// The ring has taken the byte, so THR is empty again: the THRE interrupt comes back, if the last one was read.
 	s.st.THREPending = true
 	rose := s.st.IER&ierTHRE != 0 && s.settle()
-	if s.tx.full() {
+	if wait && s.tx.full() {
 		s.tx.wait(rose)
 		return
 	}

@@ -147,6 +147,63 @@ func TestSerialBackPressure(t *testing.T) {
 	})
 }
 
+// TestSerialSend: Send is Write without the wait, and WaitRoom is the wait.
+func TestSerialSend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		irq := newEdges()
+		s := NewSerial(SerialConfig{Out: g, OutBuffer: 4, IRQ: irq})
+		s.Start()
+		out(s, regMCR, mcrOUT2)
+		out(s, regIER, ierTHRE)
+		require.EqualValues(t, 1, irq.n.Load())
+		require.EqualValues(t, iirTHRE, in(s, regIIR)&0x0f)
+		for _, b := range []byte("abcd") {
+			s.WaitRoom()
+			assert.False(t, s.Crowded())
+			s.Send(b)
+		}
+		assert.EqualValues(t, 2, irq.n.Load(), "the first byte raises the interrupt")
+		assert.True(t, s.Crowded())
+		s.Send('e')
+		waited := make(chan struct{})
+		wait := func() {
+			s.WaitRoom()
+			waited <- struct{}{}
+		}
+		still := func() bool {
+			synctest.Wait()
+			select {
+			case <-waited:
+				return false
+			default:
+				return true
+			}
+		}
+		go wait()
+		require.True(t, still())
+		s.Hold()
+		<-waited
+		s.WaitRoom()
+		s.Release()
+		go wait()
+		require.True(t, still())
+		close(g.open)
+		<-waited
+		assert.False(t, s.Crowded())
+		out(s, regLCR, lcrDLAB)
+		s.Send(7)
+		assert.EqualValues(t, 7, s.State().DLL)
+		out(s, regLCR, 0)
+		require.NoError(t, s.Drain(t.Context()))
+		require.NoError(t, s.Close())
+		assert.Equal(t, "abcde", g.String())
+		s.Send('f')
+		s.WaitRoom()
+		assert.EqualValues(t, 1, s.Stats().Dropped)
+	})
+}
+
 // TestSerialHold: waiting vCPUs come back, none waits while held, nothing is lost, and Release brings waiting back.
 func TestSerialHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -3,6 +3,7 @@ package devices
 import (
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,8 +29,10 @@ type serialTx struct {
 	head  int // the oldest byte
 	n     int // bytes in the ring
 	limit int // n from which on senders wait
-	ample int // n from which on the writer does not wait for more
-	moved *sync.Cond
+	// crowded says that n has come to limit. It is written under the lock.
+	crowded atomic.Bool
+	ample   int // n from which on the writer does not wait for more
+	moved   *sync.Cond
 
 	wake       chan struct{} // one token: the writer has something to do
 	collecting bool          // the writer knows that there are bytes
@@ -74,6 +77,9 @@ func (t *serialTx) push(b byte) {
 	t.ring[at] = b
 	t.n++
 	t.accepted++
+	if t.n == t.limit {
+		t.crowded.Store(true)
+	}
 	if !t.collecting || t.n == t.ample {
 		t.collecting = true
 		t.signal()
@@ -198,6 +204,9 @@ func (t *serialTx) write() (wrote bool) {
 			t.n, t.head = 0, 0
 		case err != nil:
 			t.fail(err)
+		}
+		if t.n < t.limit {
+			t.crowded.Store(false)
 		}
 		t.moved.Broadcast()
 		if t.n < t.ample && t.flushTo <= t.written {

@@ -54,10 +54,11 @@ func (vm *VM) coalesce(req uintptr, op string, z CoalescedZone) error {
 // many there were. The ring belongs to the VM and each vCPU drains it whole: a
 // write of another vCPU may come out here, but each comes out once, and when
 // DrainCoalesced returns, all that were there when it was called have been
-// handled. data is valid during the call only, and fn must not call
-// DrainCoalesced. It does not allocate.
+// handled. Where there are none it costs two loads. data is valid during the call
+// only, and fn must not call DrainCoalesced. Any thread may call it, whether the
+// vCPU runs or not. It does not allocate.
 func (c *VCPU) DrainCoalesced(fn func(addr uint64, data []byte, pio bool)) int {
-	if c.ring == nil {
+	if c.ring == nil || c.ring.empty() {
 		return 0
 	}
 	c.vm.coalesced.Lock()

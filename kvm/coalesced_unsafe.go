@@ -37,6 +37,11 @@ func coalescedAt(mem []byte, page int) *coalescedRing {
 	return (*coalescedRing)(unsafe.Pointer(unsafe.SliceData(mem[off:])))
 }
 
+// empty reports whether every entry has been handled: drain frees one only then.
+func (r *coalescedRing) empty() bool {
+	return atomic.LoadUint32(&r.First) == atomic.LoadUint32(&r.Last)
+}
+
 // drain hands every entry to fn, oldest first, and frees each after fn has
 // returned. The caller holds the VM's coalesced lock.
 func (r *coalescedRing) drain(fn func(addr uint64, data []byte, pio bool)) int {

@@ -53,6 +53,7 @@ func BenchmarkExit(b *testing.B) {
 		{"port-in", loop(inb(com1Port + 5))},
 		{"port-out", loop(outb(com1Port+7, 1))},
 		{"mmio-write", loop(store8(bootTimerBase, 1))},
+		{"console-byte", [][]byte{printLoop(n, true), debugExit(1), spin}}, // a look and a byte
 	} {
 		b.Run(tc.name, func(b *testing.B) {
 			img := payload(tc.code...)

@@ -28,6 +28,8 @@ const (
 
 	com1Port      = 0x3f8
 	com1Size      = 8
+	com1Data      = 0 // register: RBR, THR
+	com1Status    = 5 // register: LSR
 	com1GSI       = 4
 	i8042Port     = 0x60
 	i8042Size     = 5

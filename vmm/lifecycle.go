@@ -284,7 +284,8 @@ func (m *Machine) gone() {
 // supervise waits for the machine's end and its bounds, then joins all that
 // Start began. It alone closes done.
 func (m *Machine) supervise() {
-	var timeout, grace timer
+	var timeout, grace, glance timer
+	defer glance.stop()
 	defer grace.stop()
 	defer timeout.stop()
 	if m.cfg.Timeout > 0 {
@@ -298,6 +299,13 @@ func (m *Machine) supervise() {
 			m.end(Exit{Reason: Timeout})
 		case <-grace.c():
 			m.end(Exit{Reason: Panic})
+		case <-m.collector.wake:
+			m.collector.touched.Store(true)
+			glance.set(glanceMin)
+		case <-glance.c():
+			if next := m.glance(); next > 0 {
+				glance.set(next)
+			}
 		case <-m.deaths.wake:
 			if d := m.deaths.take(); d >= 0 {
 				grace.set(d)
@@ -312,6 +320,7 @@ func (m *Machine) supervise() {
 		m.cond.Wait()
 	}
 	m.mu.Unlock()
+	m.vcpus[0].kvm.DrainCoalesced(m.collected) // the guest's last words
 	m.restless = m.restDevices()
 	if m.exit.Err == nil {
 		m.exit.Err = m.restless
@@ -400,8 +409,8 @@ func (m *Machine) deathOr(r Reason) Reason {
 	return r
 }
 
-// consoleEvent is told what the guest's console says of it, on a vCPU thread
-// and inside the serial port's lock: it only leaves notes.
+// consoleEvent is told what the guest's console says of it, on a vCPU thread or
+// supervise's, and inside the serial port's lock: it only leaves notes.
 func (m *Machine) consoleEvent(e consoleEvent) {
 	switch e.kind {
 	case consoleFirstByte:
@@ -468,8 +477,11 @@ func (d *deathNote) certain() bool {
 type timer struct{ t *time.Timer }
 
 func (t *timer) set(d time.Duration) {
-	t.stop()
-	t.t = time.NewTimer(d)
+	if t.t == nil {
+		t.t = time.NewTimer(d)
+		return
+	}
+	t.t.Reset(d)
 }
 
 func (t *timer) stop() {

@@ -39,7 +39,7 @@ type Machine struct {
 	// a doorbell, 0 for any.
 	window64   pci.Range
 	bellLength uint32
-	coalesced  bool // KVM collects writes: see catchUp
+	collector  collector
 	// patience is drainPatience, but for tests. It is not changed once anything
 	// waits.
 	patience time.Duration
@@ -149,6 +149,7 @@ func newMachine(ctx context.Context, cfg Config) (*Machine, error) {
 	}
 	m.cond.L = &m.mu
 	m.deaths.wake = make(chan struct{}, 1)
+	m.collector.wake = make(chan struct{}, 1)
 	m.times.epoch = cfg.Epoch
 	if err := m.build(ctx); err != nil {
 		return nil, errors.Join(err, m.free())

@@ -12,11 +12,12 @@ import (
 
 // vcpu is one virtual CPU and the thread that runs it.
 type vcpu struct {
-	m    *Machine
-	id   int
-	kvm  *kvm.VCPU
-	tid  atomic.Int64
-	hits [exitKinds]atomic.Uint64 // written by its own thread alone
+	m       *Machine
+	id      int
+	kvm     *kvm.VCPU
+	tid     atomic.Int64
+	hits    [exitKinds]atomic.Uint64 // written by its own thread alone
+	manners manners                  // of its own thread alone
 }
 
 // exitKind is a class of exits to user space, as the report counts them.
@@ -96,6 +97,7 @@ func (c *vcpu) settle() {
 // handle serves one exit. It runs between any two instructions of the guest
 // that leave it: no allocation, and no lock but the device's own.
 func (c *vcpu) handle(reason kvm.Reason) {
+	c.catchUp()
 	switch reason {
 	case kvm.ReasonIO:
 		c.port()
@@ -123,8 +125,8 @@ func (c *vcpu) port() {
 	} else {
 		c.count(exitPortIn)
 	}
-	if port >= pciPorts && port < pciPorts+pciPortsSize {
-		c.catchUp()
+	if port >= com1Port && port < com1Port+com1Size {
+		c.usesSerial(port-com1Port, out, size*count)
 	}
 	for i := range count {
 		p := data[i*size : (i+1)*size]
