@@ -2,7 +2,6 @@ package main
 
 import (
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -16,78 +15,93 @@ type live struct {
 	mu      sync.Mutex
 	machine *vmm.Machine // nil between two
 	devices []virtio.Device
-	refresh *refresh // that looks at the disks now, or nil
+	looks   map[resizable]*look // those under way at disks of devices
 }
 
-// refresh is one goroutine that looks at the disks of a machine.
-type refresh struct {
+// resizable is a disk whose image may have another size by now.
+type resizable interface{ Refresh() error }
+
+// look is one goroutine that looks how large a disk is. Each disk has its own: a file system that
+// doesn't answer for one of them says nothing of the others.
+type look struct {
 	again bool          // asked for since it began; under live's lock
 	done  chan struct{} // closed at its end
 }
 
-// refreshBound is how long a machine's end waits for a look at its disks. Where a file system doesn't
+// lookBound is how long a machine's end waits for the looks at its disks. Where a file system doesn't
 // answer, the goroutine is left behind; it ends when that does.
-const refreshBound = time.Second
+const lookBound = time.Second
 
-// set says which machine runs, nil for none. A look at the disks of the one before is at its end then,
-// or given up.
+// set says which machine runs, nil for none. The looks at the disks of the one before are at their end
+// then, or given up.
 func (l *live) set(m *vmm.Machine, devices []virtio.Device) {
 	l.mu.Lock()
 	l.machine, l.devices = m, devices
-	r := l.refresh
-	l.refresh = nil
-	if r != nil {
+	looks := l.looks
+	l.looks = nil
+	for _, r := range looks {
 		r.again = false
 	}
 	l.mu.Unlock()
-	if r == nil {
-		return
-	}
-	bound := time.NewTimer(refreshBound)
+	bound := time.NewTimer(lookBound)
 	defer bound.Stop()
-	select {
-	case <-r.done:
-	case <-bound.C:
-	}
-}
-
-// resizeDisks begins to look again how large the images are, and to tell the guest (SIGUSR1).
-func (l *live) resizeDisks(log *slog.Logger) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.refresh != nil {
-		l.refresh.again = true
-		return
-	}
-	if len(l.devices) == 0 {
-		return
-	}
-	l.refresh = &refresh{done: make(chan struct{})}
-	go l.runRefresh(l.refresh, slices.Clone(l.devices), log)
-}
-
-// runRefresh looks at the disks until nobody has asked for it again meanwhile.
-func (l *live) runRefresh(r *refresh, devices []virtio.Device, log *slog.Logger) {
-	defer close(r.done)
-	for {
-		for _, d := range devices {
-			if disk, ok := d.(interface{ Refresh() error }); ok {
-				if err := disk.Refresh(); err != nil {
-					log.Warn("the size of a disk is not known anew", "error", err)
-				}
-			}
-		}
-		l.mu.Lock()
-		again := r.again
-		r.again = false
-		if !again && l.refresh == r {
-			l.refresh = nil
-		}
-		l.mu.Unlock()
-		if !again {
+	for _, r := range looks {
+		select {
+		case <-r.done:
+		case <-bound.C:
 			return
 		}
 	}
+}
+
+// resizeDisks begins to look again how large the images are, and to tell the guest (SIGUSR1). A disk
+// that is being looked at is looked at once more after that.
+func (l *live) resizeDisks(log *slog.Logger) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range l.devices {
+		disk, ok := d.(resizable)
+		if !ok {
+			continue
+		}
+		if r := l.looks[disk]; r != nil {
+			r.again = true
+			continue
+		}
+		if l.looks == nil {
+			l.looks = map[resizable]*look{}
+		}
+		r := &look{done: make(chan struct{})}
+		l.looks[disk] = r
+		go l.look(r, disk, log)
+	}
+}
+
+// look looks at a disk until nobody has asked for it again meanwhile.
+func (l *live) look(r *look, disk resizable, log *slog.Logger) {
+	defer close(r.done)
+	for {
+		if err := disk.Refresh(); err != nil {
+			log.Warn("the size of a disk is not known anew", "error", err)
+		}
+		if !l.lookAgain(r, disk) {
+			return
+		}
+	}
+}
+
+// lookAgain reports whether another look was asked for; if not, r is over.
+func (l *live) lookAgain(r *look, disk resizable) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r.again {
+		r.again = false
+		return true
+	}
+	if l.looks[disk] == r {
+		delete(l.looks, disk)
+	}
+	return false
 }
 
 // resizeConsole tells the guest the size of the terminal's window, if a virtio console is on it.

@@ -66,5 +66,38 @@ func TestResizeAgain(t *testing.T) {
 	within(t, "the second look", func() { <-disk.began })
 	close(disk.release)
 	within(t, "the end", func() { l.set(nil, nil) })
-	assert.Nil(t, l.refresh, "no goroutine is left")
+	assert.Empty(t, l.looks, "no goroutine is left")
+}
+
+// TestResizeBesideAHangingDisk: one image whose file system doesn't answer keeps no other from being
+// looked at, as often as that is asked for; it is itself looked at once more when it answers.
+func TestResizeBesideAHangingDisk(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	newDisk := func() *slowDisk { return &slowDisk{began: make(chan struct{}), release: make(chan struct{})} }
+	for name, hangs := range map[string]int{"the first hangs": 0, "the second hangs": 1} {
+		t.Run(name, func(t *testing.T) {
+			disks := []*slowDisk{newDisk(), newDisk()}
+			hanging, good := disks[hangs], disks[1-hangs]
+			var l live
+			l.set(nil, []virtio.Device{disks[0], disks[1]})
+			l.resizeDisks(log)
+			within(t, "the look at the hanging disk", func() { <-hanging.began })
+			for range 3 {
+				within(t, "the look at the other", func() { <-good.began; good.release <- struct{}{} })
+				l.resizeDisks(log)
+			}
+			within(t, "the last look at the other", func() { <-good.began })
+			close(good.release)
+			select {
+			case <-hanging.began:
+				assert.Fail(t, "a second look began beside the first")
+			default:
+			}
+			hanging.release <- struct{}{}
+			within(t, "the second look at the hanging disk", func() { <-hanging.began })
+			close(hanging.release)
+			within(t, "the end", func() { l.set(nil, nil) })
+			assert.Empty(t, l.looks, "no goroutine is left")
+		})
+	}
 }
