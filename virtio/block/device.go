@@ -212,8 +212,9 @@ func (d *Device) Activate(a virtio.Activation) error {
 	}
 	d.mu.Unlock()
 	debt := d.limiter.Debt()
-	for _, q := range a.Queues {
-		if q == nil {
+	for i, q := range a.Queues {
+		// Without MQ there is one queue (5.2.2), whatever the driver has enabled.
+		if q == nil || i > 0 && a.Features&FeatureMultiQueue == 0 {
 			continue
 		}
 		c := &virtio.Crew{}

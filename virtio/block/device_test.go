@@ -1,6 +1,7 @@
 package block_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -198,6 +199,9 @@ func TestFlush(t *testing.T) {
 
 		d.Start(virtio.FeatureIndirectDesc | block.FeatureDiscard | block.FeatureWriteZeroes)
 		assert.Equal(t, []string{"write", "flush", "discard", "discard", "flush", "zero", "flush"}, all())
+		status, _ = d.do(block.RequestFlush, 0, nil, 0)
+		assert.EqualValues(t, unsupported, status, "rule 3: what was not acknowledged is not used")
+		assert.Empty(t, img.take(), "all is stable already")
 	})
 }
 
@@ -412,6 +416,56 @@ func TestQueues(t *testing.T) {
 			assert.EqualValues(t, ok, r.end())
 			assert.Equal(t, pattern(512, byte(from)), r.data())
 		}
+	})
+}
+
+// TestQueuesWithoutMultiQueue: VIRTIO 1.2, section 5.2.2: without VIRTIO_BLK_F_MQ
+// there is one queue. Others that a driver sets up all the same are left alone
+// (rule 3), and harm neither a pause nor a reset.
+func TestQueuesWithoutMultiQueue(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		const plain = virtio.FeatureIndirectDesc | block.FeatureFlush
+		d := attach(t, open, block.NewMemory(mib), block.Options{Queues: 3}, plain)
+		require.Len(t, d.Queues, 3)
+		for range 2 {
+			waiting := d.begin(1, block.RequestIn, 0, nil, 512)
+			d.begin(2, block.RequestOut, 8, pattern(512, 3), 0)
+			for range 20 {
+				r := d.begin(0, block.RequestIn, 8, nil, 512)
+				require.EqualValues(t, ok, r.end())
+				require.True(t, bytes.Equal(make([]byte, 512), r.data()), "nobody has written")
+			}
+			require.NoError(t, d.Function.Pause(patient(t)))
+			d.Function.Resume()
+			_, status := d.read(0, 512)
+			assert.EqualValues(t, ok, status)
+			assert.Zero(t, d.Queues[1].UsedIndex())
+			assert.Zero(t, d.Queues[2].UsedIndex())
+			assert.True(t, bytes.Equal(bytes.Repeat([]byte{0xaa}, 512), waiting.data()))
+			assert.Zero(t, d.Regs.Status()&virtio.StatusNeedsReset)
+			d.Start(plain)
+		}
+		d.Start(plain | block.FeatureMultiQueue)
+		r := d.begin(2, block.RequestIn, 0, nil, 512)
+		assert.EqualValues(t, ok, r.end(), "with the feature they work")
+	})
+}
+
+// TestOnlyAnotherQueueWithoutMultiQueue: a driver that has enabled the wrong queue
+// has a disk that does nothing.
+func TestOnlyAnotherQueueWithoutMultiQueue(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		dev, err := block.New(block.NewMemory(mib), block.Options{Queues: 2})
+		require.NoError(t, err)
+		before := runtime.NumGoroutine()
+		d := disk{Driver: open(t, dev), t: t, dev: dev}
+		d.Negotiate(virtio.FeatureIndirectDesc)
+		d.SetUp(1, 8)
+		d.DriverOK()
+		assert.LessOrEqual(t, runtime.NumGoroutine(), before, "nobody serves it")
+		d.begin(1, block.RequestIn, 0, nil, 512)
+		require.NoError(t, d.Function.Pause(patient(t)))
+		assert.Zero(t, d.Queues[1].UsedIndex())
 	})
 }
 

@@ -267,11 +267,14 @@ func (w *worker) do() error {
 		}
 		return err
 	case RequestFlush:
-		f, ok := img.(Flusher)
-		if !ok {
-			return nil // there is nothing to flush
+		// A driver without FLUSH has a disk that writes through: whatever it was
+		// told is done is stable already (5.2.6.2, the first condition), and there
+		// is no such request for it, as with DISCARD. On a disk that can't be
+		// written, or has nothing to flush, it was not even on offer.
+		if w.features&FeatureFlush == 0 {
+			return errUnsupported
 		}
-		return f.Flush()
+		return img.(Flusher).Flush()
 	case RequestGetID:
 		w.c.Write(w.id[:])
 		return nil
