@@ -14,8 +14,8 @@ const (
 	Reset
 	// Panic: the guest's kernel panicked.
 	Panic
-	// TripleFault: a vCPU shut down, or KVM could not go on with it; Err says
-	// which.
+	// TripleFault: a vCPU shut down, or KVM could not go on with it, or all of
+	// them have halted with their interrupts off; Err says which.
 	TripleFault
 	// DebugExit: the guest wrote Code to the debug exit port (0xf4).
 	DebugExit

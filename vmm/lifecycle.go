@@ -285,6 +285,9 @@ func (m *Machine) gone() {
 // Start began. It alone closes done.
 func (m *Machine) supervise() {
 	var timeout, grace, glance timer
+	still := vigil{m: m}
+	still.start()
+	defer still.timer.stop()
 	defer glance.stop()
 	defer grace.stop()
 	defer timeout.stop()
@@ -299,6 +302,10 @@ func (m *Machine) supervise() {
 			m.end(Exit{Reason: Timeout})
 		case <-grace.c():
 			m.end(Exit{Reason: Panic})
+		case <-still.timer.c():
+			if still.look() {
+				m.end(Exit{Reason: m.deathOr(TripleFault), Err: errDead})
+			}
 		case <-m.collector.wake:
 			m.collector.touched.Store(true)
 			glance.set(glanceMin)

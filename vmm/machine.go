@@ -40,9 +40,13 @@ type Machine struct {
 	window64   pci.Range
 	bellLength uint32
 	collector  collector
+	inquiry    atomic.Uint64 // whether the guest is dead: see dead.go
 	// patience is drainPatience, but for tests. It is not changed once anything
 	// waits.
 	patience time.Duration
+	// stillness is the constant of that name, but for tests. It is not changed
+	// after Start.
+	stillness time.Duration
 	console  *consoleWatch
 
 	entry boot.Entry
@@ -145,7 +149,8 @@ func newMachine(ctx context.Context, cfg Config) (*Machine, error) {
 		hurry: make(chan struct{}),
 		done:  make(chan struct{}),
 
-		patience: drainPatience,
+		patience:  drainPatience,
+		stillness: stillness,
 	}
 	m.cond.L = &m.mu
 	m.deaths.wake = make(chan struct{}, 1)

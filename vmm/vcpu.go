@@ -18,6 +18,7 @@ type vcpu struct {
 	tid     atomic.Int64
 	hits    [exitKinds]atomic.Uint64 // written by its own thread alone
 	manners manners                  // of its own thread alone
+	answer  atomic.Uint64            // to an inquiry: see dead.go
 }
 
 // exitKind is a class of exits to user space, as the report counts them.
@@ -112,6 +113,7 @@ func (c *vcpu) handle(reason kvm.Reason) {
 		}
 	case kvm.ReasonInterrupted, kvm.ReasonAgain:
 		c.count(exitInterrupted)
+		c.reply()
 	default:
 		c.count(exitOther)
 		c.m.end(c.fatal(reason))

@@ -49,7 +49,7 @@ const runExitCodes = `  0        the guest powered off, or wrote 0 to the debug 
   2        bad usage or bad input; nothing was started
   3        the guest reset
   4        the guest's kernel panicked
-  5        triple fault, or KVM could not go on
+  5        triple fault, every processor halted for good, or KVM could not go on
   6        --timeout has passed
   7        the guest wrote another value than 0 to the debug exit port
   130      interrupted: SIGINT, or Ctrl-a x

@@ -59,6 +59,7 @@ func TestEndings(t *testing.T) {
 		{"crash", "vole.action=crash", nil, 4, "Kernel panic - not syncing: sysrq triggered crash", "sysrq triggered crash", nil},
 		{"crash, and panic=0 waits for ever", "vole.action=crash panic=0", nil, 4, "Kernel panic - not syncing", "the guest's kernel panicked", nil},
 		{"triple fault", "vole.action=triple", nil, 5, "vole guest", "triple fault", nil},
+		{"halt", "vole.action=halt", nil, 5, "reboot: System halted", "every processor has halted with its interrupts off", nil},
 		{"timeout", "vole.action=hang", []string{"--timeout", "40s"}, 6, "vole guest", "--timeout has passed", nil},
 		{"exit 5", "vole.action=exit:5", nil, 7, "vole guest", "the guest wrote 0x5 to the debug exit port", nil},
 		{"exit 0", "vole.action=exit:0", nil, 0, "vole guest", "", nil},
@@ -235,6 +236,21 @@ func TestNoUserSpace(t *testing.T) {
 			assert.Equal(t, 1, strings.Count(r.stderr, "\n"), said)
 		})
 	}
+}
+
+// TestDamagedKernel: a kernel that can't unpack itself halts without a word on the
+// serial port; the run ends all the same, and says so.
+func TestDamagedKernel(t *testing.T) {
+	raw, err := os.ReadFile(needKernel(t, nested.KernelGeneric61)) // XZ, which has checksums
+	require.NoError(t, err)
+	for i := range 16 {
+		raw[len(raw)/3+i] ^= 0xff
+	}
+	damaged := filepath.Join(t.TempDir(), "vmlinuz")
+	require.NoError(t, os.WriteFile(damaged, raw, 0o644))
+	r := vole(t, "run", "-k", damaged, "-m", "128M")
+	assert.Equal(t, 5, r.code, "console: %s\nstderr: %s", r.stdout, r.stderr)
+	assert.Contains(t, r.stderr, "the guest can't go on: every processor has halted with its interrupts off")
 }
 
 // archiveOf makes an initramfs of nothing but that init, and returns its path.
