@@ -16,24 +16,65 @@ import (
 	"github.com/vole-vmm/vole/virtio/virtiotest"
 )
 
-// benchImages are a disk in memory and one on tmpfs, where the host has one.
+// benchImages are a disk in memory, a file that the page cache has, and one on
+// tmpfs, where the host has one.
 var benchImages = []struct {
 	name string
 	open func(b *testing.B, size int64) block.Image
 }{
 	{"memory", func(b *testing.B, size int64) block.Image { return block.NewMemory(size) }},
+	{"file", func(b *testing.B, size int64) block.Image { return benchFile(b, b.TempDir(), size) }},
 	{"tmpfs", func(b *testing.B, size int64) block.Image {
 		dir, err := os.MkdirTemp("/dev/shm", "vole")
 		if err != nil {
 			b.Skip("no tmpfs: ", err)
 		}
 		b.Cleanup(func() { _ = os.RemoveAll(dir) })
-		path := filepath.Join(dir, "disk.img")
-		require.NoError(b, os.WriteFile(path, make([]byte, size), 0o600))
-		img, err := block.Open(block.OpenOptions{Path: path})
-		require.NoError(b, err)
-		return img
+		return benchFile(b, dir, size)
 	}},
+}
+
+func benchFile(b *testing.B, dir string, size int64) block.Image {
+	path := filepath.Join(dir, "disk.img")
+	require.NoError(b, os.WriteFile(path, make([]byte, size), 0o600))
+	img, err := block.Open(block.OpenOptions{Path: path})
+	require.NoError(b, err)
+	return img
+}
+
+// BenchmarkReadAfterPause is the time from the kick to the used buffer of a request
+// that comes when the process has been asleep for a while, with its runtime's
+// monitor, as when a guest's vCPUs run for themselves.
+func BenchmarkReadAfterPause(b *testing.B) {
+	const size, unit, pause = 1 << 20, 4096, 30 * time.Millisecond
+	for _, image := range benchImages {
+		b.Run(image.name, func(b *testing.B) {
+			dev, err := block.New(image.open(b, size), block.Options{})
+			require.NoError(b, err)
+			b.Cleanup(func() { require.NoError(b, dev.Close()) })
+			d := virtiotest.OpenMMIO(b, dev)
+			d.QueueIRQ.C = make(chan struct{}, 1)
+			d.Start(0)
+			q, bell := d.Queues[0], d.Function.Bell(0)
+			gpa, n := d.Table(virtiotest.Chain(0, d.Out(header(block.RequestIn, 0)), d.In(unit), d.In(1))...)
+			q.SetDesc(0, virtiotest.Desc{Addr: gpa, Len: n, Flags: virtiotest.DescIndirect})
+			var took, used time.Duration
+			for b.Loop() {
+				time.Sleep(pause) // the pause is what is measured
+				cpu, start := cpuTime(b), time.Now()
+				q.Publish(0)
+				bell.Ring()
+				<-d.QueueIRQ.C
+				took += time.Since(start)
+				used += cpuTime(b) - cpu
+				if _, ok := q.Poll(); !ok {
+					b.Fatal("an interrupt without a request")
+				}
+			}
+			b.ReportMetric(float64(took)/float64(b.N), "kick-ns/op")
+			b.ReportMetric(float64(used)/float64(b.N), "cpu-ns/op")
+		})
+	}
 }
 
 // BenchmarkDevice is 4 KiB requests through one queue, at one and at 32 in
