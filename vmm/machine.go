@@ -47,7 +47,7 @@ type Machine struct {
 	// stillness is the constant of that name, but for tests. It is not changed
 	// after Start.
 	stillness time.Duration
-	console  *consoleWatch
+	console   *consoleWatch
 
 	entry boot.Entry
 	info  BootInfo
