@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/vole-vmm/vole/boot"
 	"github.com/vole-vmm/vole/guest"
 )
 
@@ -20,6 +21,14 @@ func main() {
 	os.Exit(commandLine(os.Args[1:]))
 }
 
+// blame is the error's text, with the flag that is to blame where the packages below don't know it.
+func blame(err error) string {
+	if errors.Is(err, boot.ErrCmdline) {
+		return "--append: " + err.Error()
+	}
+	return err.Error()
+}
+
 // commandLine runs one command and returns the code to exit with.
 func commandLine(args []string) int {
 	root := newRoot()
@@ -29,7 +38,7 @@ func commandLine(args []string) int {
 		var exit *exitError
 		if !errors.As(err, &exit) || exit.err != nil {
 			stderr, done := newStderr(os.Stderr)
-			fmt.Fprintf(stderr, "%s: %s\n", commandName(cmd), oneLine(err.Error()))
+			fmt.Fprintf(stderr, "%s: %s\n", commandName(cmd), oneLine(blame(err)))
 			done()
 		}
 	}

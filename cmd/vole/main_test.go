@@ -158,7 +158,7 @@ func TestBadUsage(t *testing.T) {
 		"initrd in a file":      {[]string{"run", "-k", kernel, "-i", text + "/x"}, []string{text + "/x", "not a directory"}},
 		"no such initrd":        {[]string{"run", "-k", kernel, "-i", "/nowhere/initrd"}, []string{"/nowhere/initrd", "no such file"}},
 		"initrd too large":      {[]string{"run", "-k", kernel, "-i", bigFile(t, 8<<20), "-m", "4M"}, []string{"initrd"}},
-		"command line too long": {[]string{"run", "-k", kernel, "-i", text, "-a", strings.Repeat("word ", 1<<13)}, []string{"command line"}},
+		"command line too long": {[]string{"run", "-k", kernel, "-i", text, "-a", strings.Repeat("word ", 1<<13)}, []string{"--append", "command line"}},
 		"memory 0":              {[]string{"run", "-k", kernel, "-m", "0"}, []string{"--memory", `"0"`, "as 512M"}},
 		"memory 1 MiB":          {[]string{"run", "-k", kernel, "-m", "1M"}, []string{"--memory", `"1M"`}},
 		"memory 16 EiB":         {[]string{"run", "-k", kernel, "-m", "16E"}, []string{"--memory", `"16E"`}},

@@ -97,7 +97,7 @@ func TestWhatDoesNotFit(t *testing.T) {
 		{"initrd larger than memory", []string{"-k", kernel, "-i", large, "-m", "128M"}, []string{large + ": ", "memory"}},
 		{"initrd that leaves no room", []string{"-k", kernel, "-i", sparse(t, 120<<20), "-m", "128M"}, []string{"sparse: ", "does not fit"}},
 		{"empty initrd", []string{"-k", kernel, "-i", file(t, "initrd", nil)}, []string{"initrd: ", "empty"}},
-		{"command line too long", []string{"-k", kernel, "-a", strings.Repeat("x", 3000)}, []string{"command line", "2047"}},
+		{"command line too long", []string{"-k", kernel, "-a", strings.Repeat("x", 3000)}, []string{"--append", "command line", "2047"}},
 		{"segment above memory", []string{"-k", elfAt(t, 1<<30, 0), "-m", "128M"}, []string{"payload: ", "0x40000000", "memory"}},
 		{"segment that ends above memory", []string{"-k", elfAt(t, 64<<20, 128<<20), "-m", "128M"}, []string{"payload: ", "memory"}},
 		{"segment in the hole", []string{"-k", elfAt(t, 0xfee00000, 0), "-m", "8G"}, []string{"payload: ", "0xfee00000"}},
