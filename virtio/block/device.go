@@ -38,10 +38,13 @@ type Options struct {
 	// DefaultWorkers. Each queue has at least one worker, and all of them together
 	// not more than MaxWorkers: 16 queues have 4 each at most.
 	Workers int
-	// Limits bound the disk's rate; the zero value is no bound. A worker carries
-	// a request out and then waits for its tokens, so that what waits is not in
-	// flight: a burst may exceed the limit by one request for each worker, the
-	// rate over time does not.
+	// Limits bound the disk's rate; the zero value is no bound. Whatever reaches
+	// the image is an operation, a FLUSH too and each range of a DISCARD; what is
+	// read, written, and zeroed without UNMAP is bytes. A request that is answered
+	// without the image, such as GET_ID or one that makes no sense, costs nothing.
+	// A worker carries a request out and then waits for its tokens, so that what
+	// waits is not in flight: a burst may exceed the limit by one request for each
+	// worker, the rate over time does not.
 	Limits virtio.Limits
 	// Name stands in log lines and errors, "" is the serial. Logger receives the errors of
 	// the image, at most one line a second; nil is silent.

@@ -583,7 +583,7 @@ func TestResizeUnderLoad(t *testing.T) {
 }
 
 // TestRateLimit: a request is served, and who has served it waits until its
-// tokens are there before the next; flushes cost nothing.
+// tokens are there before the next.
 func TestRateLimit(t *testing.T) {
 	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
 		at := newClock()
@@ -600,7 +600,7 @@ func TestRateLimit(t *testing.T) {
 		_, status := d.read(0, 2048)
 		assert.EqualValues(t, ok, status)
 		assert.Equal(t, time.Second/2, receive(t, at.asked), "by the bytes")
-		r := d.begin(0, block.RequestFlush, 0, nil, 0)
+		r := d.begin(0, block.RequestGetID, 0, nil, 20)
 		assert.EqualValues(t, 2, d.Queues[0].UsedIndex(), "the only worker waits")
 		at.advance(time.Second / 2)
 		assert.EqualValues(t, ok, r.end())
@@ -621,11 +621,13 @@ func TestRateLimit(t *testing.T) {
 			n      int
 		}{{mib / 512, 512}, {0, 100}} {
 			_, status := d.read(c.sector, c.n)
-			assert.EqualValues(t, ioError, status, "what can't be done costs nothing")
+			assert.EqualValues(t, ioError, status, "what never reaches the image costs nothing")
 		}
 		for range 10 {
-			status, _ := d.do(block.RequestFlush, 0, nil, 0)
+			status, _ := d.do(block.RequestGetID, 0, nil, 20)
 			assert.EqualValues(t, ok, status)
+			status, _ = d.do(block.RequestDiscard, 0, ranges([3]uint64{mib / 512, 1, 0}), 0)
+			assert.EqualValues(t, ioError, status)
 		}
 		assert.Empty(t, at.asked)
 
@@ -646,6 +648,60 @@ func TestRateLimit(t *testing.T) {
 		at.advance(time.Second)
 		assert.EqualValues(t, ok, r.end())
 	})
+}
+
+// TestRateLimitOfOperations: what reaches the image is an operation, whatever it is
+// and however it ends; of a DISCARD each range.
+func TestRateLimitOfOperations(t *testing.T) {
+	type r = [3]uint64
+	for _, c := range []struct {
+		name     string
+		kind     uint32
+		out      []byte
+		n        int
+		features uint64
+		ops      time.Duration
+		fault    blocktest.Op
+	}{
+		{"read", block.RequestIn, nil, 512, 0, 1, 0},
+		{"write", block.RequestOut, make([]byte, 512), 0, 0, 1, 0},
+		{"write through", block.RequestOut, make([]byte, 512), 0, virtio.FeatureIndirectDesc, 1, 0},
+		{"failed read", block.RequestIn, nil, 512, 0, 1, blocktest.Read},
+		{"flush", block.RequestFlush, nil, 0, 0, 1, 0},
+		{"failed flush", block.RequestFlush, nil, 0, 0, 1, blocktest.Flush},
+		{"write zeroes", block.RequestWriteZeroes, ranges(r{0, 8, 1}), 0, 0, 1, 0},
+		{"write no zeroes", block.RequestWriteZeroes, ranges(r{0, 0, 1}), 0, 0, 1, 0},
+		{"discard", block.RequestDiscard, ranges(r{0, 8, 0}), 0, 0, 1, 0},
+		{"failed discard", block.RequestDiscard, ranges(r{0, 8, 0}), 0, 0, 1, blocktest.Discard},
+		{"discard three ranges", block.RequestDiscard, ranges(r{0, 8, 0}, r{8, 8, 0}, r{16, 8, 0}), 0, 0, 3, 0},
+		{"discard one and nothing", block.RequestDiscard, ranges(r{0, 8, 0}, r{8, 0, 0}), 0, 0, 1, 0},
+		{"discard nothing", block.RequestDiscard, ranges(r{0, 0, 0}, r{0, 0, 0}), 0, 0, 1, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+				at := newClock()
+				img := blocktest.NewFaulty(block.NewMemory(mib))
+				img.Add(blocktest.Fault{Ops: c.fault, Err: unix.EIO})
+				dev, err := block.NewWithClock(img, block.Options{
+					Workers: 1, Limits: virtio.Limits{Ops: virtio.Rate{PerSecond: 1, Burst: 1}},
+				}, at)
+				require.NoError(t, err)
+				d := started(t, open, dev, c.features)
+				want := byte(ok)
+				if c.fault != 0 {
+					want = ioError
+				}
+				for i := range 3 {
+					status, _ := d.do(c.kind, 0, c.out, c.n)
+					assert.Equal(t, want, status)
+					if debt := time.Duration(i+1)*c.ops - 1; debt > 0 {
+						assert.Equal(t, min(debt, c.ops)*time.Second, receive(t, at.asked))
+						at.advance(min(debt, c.ops) * time.Second)
+					}
+				}
+			})
+		})
+	}
 }
 
 // TestRateLimitOverTime: with several workers each may be a request ahead; the

@@ -274,6 +274,7 @@ func (w *worker) do() error {
 		if w.features&FeatureFlush == 0 {
 			return errUnsupported
 		}
+		w.ops = 1
 		return img.(Flusher).Flush()
 	case RequestGetID:
 		w.c.Write(w.id[:])
@@ -327,6 +328,8 @@ func (w *worker) clear(kind uint32) error {
 			return errMalformed
 		}
 	}
+	done := 0
+	w.ops = 1 // also of nothing but empty ranges: it may have something flushed
 	for at := 0; at < len(list); at += rangeSize {
 		r := decodeRange(list[at:])
 		if r.count == 0 {
@@ -335,7 +338,8 @@ func (w *worker) clear(kind uint32) error {
 		if w.stopped() {
 			return errStopped
 		}
-		w.ops++
+		done++
+		w.ops = done
 		off, n := int64(r.sector*SectorSize), int64(r.count*SectorSize)
 		var err error
 		if zeroes {
