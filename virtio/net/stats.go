@@ -116,8 +116,17 @@ func (d *Device) Stats() Stats {
 
 var _ virtio.Counting = (*Device)(nil)
 
-// Counters implements virtio.Counting.
+// Counters implements virtio.Counting: the device's numbers, and behind them the
+// backend's, if it keeps any.
 func (d *Device) Counters() []virtio.Counter {
+	list := d.counters()
+	if c, ok := d.backend.(virtio.Counting); ok {
+		list = append(list, c.Counters()...)
+	}
+	return list
+}
+
+func (d *Device) counters() []virtio.Counter {
 	if d.carrier != nil {
 		t := d.carrier.traffic()
 		return []virtio.Counter{
