@@ -183,9 +183,10 @@ func checkReport(t *testing.T, res result, r runReport) {
 	assert.ElementsMatch(t, []string{vmm.MarkConsole, vmm.MarkInit, vmm.MarkExit}, marks[4:])
 	assert.Equal(t, vmm.MarkExit, marks[6])
 	assert.Less(t, last, int64(bootBound))
-	// The console's bytes, and the reads of its status.
-	assert.GreaterOrEqual(t, r.Exits["port-out"], uint64(len(res.stdout)))
-	assert.Positive(t, r.Exits["port-in"])
+	// Looks at the console's port, one at least for each FIFO's worth of bytes; KVM
+	// collects the bytes.
+	assert.GreaterOrEqual(t, r.Exits["port-in"], uint64(len(res.stdout)/16))
+	assert.Positive(t, r.Exits["port-out"])
 	// A booted kernel touches tens of MiB; vole itself must not.
 	assert.Greater(t, r.Resident.Guest, uint64(16<<20))
 	assert.LessOrEqual(t, r.Resident.Guest, r.Memory)

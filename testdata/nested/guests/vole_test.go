@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"os/exec"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +34,25 @@ func TestBuiltInGuest(t *testing.T) {
 	assert.Contains(t, out.String(), "vole guest")
 	assert.Contains(t, out.String(), "reboot: Power down")
 	assert.False(t, strings.Contains(errs.String(), "error"), errs.String())
+}
+
+// TestClock: the guest's clock chip has this host's time in UTC, and its kernel has
+// set its own clock by that.
+func TestClock(t *testing.T) {
+	t.Parallel()
+	before := time.Now().Unix()
+	r := vole(t, machine(t, "", "-i", shellInit(t, "echo RTC $(cat /sys/class/rtc/rtc0/since_epoch) CLOCK $(date +%s)\npoweroff -f\n"))...)
+	after := time.Now().Unix()
+	said := "console: " + r.stdout + "\nstderr: " + r.stderr
+	require.Equal(t, 0, r.code, said)
+	m := regexp.MustCompile(`RTC (\d+) CLOCK (\d+)`).FindStringSubmatch(r.stdout)
+	require.NotNil(t, m, said)
+	for _, text := range m[1:] {
+		at, err := strconv.ParseInt(text, 10, 64)
+		require.NoError(t, err)
+		assert.GreaterOrEqual(t, at, before-1, said)
+		assert.LessOrEqual(t, at, after+1, said)
+	}
 }
 
 // TestDoctor: where a stock kernel boots, which is here, doctor finds nothing to
