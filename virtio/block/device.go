@@ -138,6 +138,9 @@ func newDevice(img Image, o Options, clock virtio.Clock) (*Device, error) {
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
+	if l, ok := img.(Locking); ok && !l.Locked() {
+		d.log.Warn("disk: the file system can't lock the image: other processes can open and write it meanwhile", "disk", o.Name)
+	}
 	return d, nil
 }
 

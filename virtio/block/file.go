@@ -60,7 +60,10 @@ type File struct {
 	cache    CacheMode
 	device   bool // a block device
 	nameless bool // a file that nobody else can open
-	logical  int  // block sizes, in bytes
+	locked   bool
+	id       imageID // in images
+	held     bool    // id is there
+	logical  int     // block sizes, in bytes
 	physical int
 	direct   *direct // of NoCache, else nil
 
@@ -105,8 +108,17 @@ func (f *File) acquire() error {
 
 func (f *File) release() {
 	if f.refs.Add(-1) == closedBit {
-		_ = unix.Close(f.fd)
+		_ = f.shut()
 	}
+}
+
+// shut closes fd, which nobody uses any more.
+func (f *File) shut() error {
+	err := unix.Close(f.fd)
+	if f.held {
+		images.leave(f.id)
+	}
+	return err
 }
 
 // Close lets go of the file and of its lock; calls in flight keep both until
@@ -124,7 +136,7 @@ func (f *File) Close() error {
 		if n != 0 {
 			return nil
 		}
-		if err := unix.Close(f.fd); err != nil {
+		if err := f.shut(); err != nil {
 			return f.fail("close", err)
 		}
 		return nil
@@ -139,6 +151,9 @@ func (f *File) Cache() CacheMode { return f.cache }
 
 // ReadOnly implements [ReadOnlyer].
 func (f *File) ReadOnly() bool { return f.readOnly }
+
+// Locked implements [Locking].
+func (f *File) Locked() bool { return f.locked || f.nameless }
 
 // Size implements [Image].
 func (f *File) Size() int64 { return f.size.Load() }

@@ -89,6 +89,13 @@ type ReadOnlyer interface {
 	ReadOnly() bool
 }
 
+// Locking is implemented by images that other processes may have open as well. Locked
+// reports whether they are kept from what does not go together: writing beside any
+// other use.
+type Locking interface {
+	Locked() bool
+}
+
 // CanWrite reports whether img takes writes.
 func CanWrite(img Image) bool {
 	if r, ok := img.(ReadOnlyer); ok && r.ReadOnly() {

@@ -51,9 +51,11 @@ type OpenOptions struct {
 // Open opens an image and locks it: any number of readers, or one writer. A
 // refusal is one sentence that names the file and wraps [ErrImage], and
 // [ErrInUse] where the lock is why. What is returned implements [io.Closer],
-// [Geometry], [Vectored] and, if [CanWrite] says so, every interface for
-// writing.
-func Open(o OpenOptions) (Image, error) {
+// [Geometry], [Vectored], [Locking] and, if [CanWrite] says so, every interface for
+// writing. Where the file system has no locks, that holds within this process only.
+func Open(o OpenOptions) (Image, error) { return o.open(setLock) }
+
+func (o *OpenOptions) open(set fcntlLock) (Image, error) {
 	switch o.Format {
 	case "", FormatRaw, FormatQcow2:
 	default:
@@ -66,7 +68,7 @@ func Open(o OpenOptions) (Image, error) {
 	if o.Format == FormatQcow2 && !readOnly {
 		return nil, refuse(o.Path, ErrReadOnly, "a qcow2 image can't be written: add ,ro to read it only or ,cow to drop changes at the end")
 	}
-	f, err := openFile(o.Path, readOnly, o.Cache)
+	f, err := openFile(o.Path, readOnly, o.Cache, set)
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +141,7 @@ func (f *File) refuseQcow2() error {
 }
 
 // openFile opens and locks a file or block device of any size.
-func openFile(path string, readOnly bool, cache CacheMode) (*File, error) {
+func openFile(path string, readOnly bool, cache CacheMode, set fcntlLock) (*File, error) {
 	if path == "" {
 		return nil, refuse(`""`, nil, "no file is named")
 	}
@@ -174,15 +176,15 @@ func openFile(path string, readOnly bool, cache CacheMode) (*File, error) {
 	if err != nil {
 		return nil, refuseErrno(path, readOnly, err, cache)
 	}
-	if err := f.setUp(&st, flags); err != nil {
-		_ = unix.Close(f.fd)
+	if err := f.setUp(&st, flags, set); err != nil {
+		_ = f.shut()
 		return nil, err
 	}
 	return f, nil
 }
 
 // setUp checks, locks and measures the file that was just opened.
-func (f *File) setUp(before *unix.Stat_t, flags int) error {
+func (f *File) setUp(before *unix.Stat_t, flags int, set fcntlLock) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(f.fd, &st); err != nil {
 		return refuseErrno(f.path, f.readOnly, err)
@@ -193,9 +195,17 @@ func (f *File) setUp(before *unix.Stat_t, flags int) error {
 	if _, err := unix.FcntlInt(uintptr(f.fd), unix.F_SETFL, flags&^unix.O_NONBLOCK); err != nil {
 		return refuseErrno(f.path, f.readOnly, err)
 	}
-	if err := lock(f.fd, !f.readOnly); errors.Is(err, ErrInUse) {
+	f.id = imageIDOf(&st)
+	if images.take(f.id, !f.readOnly) != nil {
 		return f.inUse()
-	} else if err != nil {
+	}
+	f.held = true
+	switch err := lock(f.fd, !f.readOnly, set); {
+	case err == nil:
+		f.locked = true
+	case errors.Is(err, ErrInUse):
+		return f.inUse()
+	case !errors.Is(err, errNoLocks): // without locks the image is usable all the same
 		return refuse(f.path, err, "can't be locked: %v", err)
 	}
 	if f.device {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -210,14 +211,11 @@ func TestTmpfs(t *testing.T) {
 	})
 }
 
-func TestLocks(t *testing.T) {
+// lockCases are two openings of one image.
+var lockCases = func() []lockCase {
 	write, read := OpenOptions{}, OpenOptions{ReadOnly: true}
 	cow := OpenOptions{COW: COWMemory}
-	for _, c := range []struct {
-		name          string
-		first, second OpenOptions
-		ok            bool
-	}{
+	return []lockCase{
 		{"two writers", write, write, false},
 		{"a reader beside a writer", write, read, false},
 		{"a writer beside a reader", read, write, false},
@@ -226,20 +224,34 @@ func TestLocks(t *testing.T) {
 		{"a writer beside an overlay", cow, write, false},
 		{"two overlays", cow, cow, true},
 		{"a reader beside an overlay", cow, read, true},
-	} {
+	}
+}()
+
+type lockCase struct {
+	name          string
+	first, second OpenOptions
+	ok            bool
+}
+
+// check looks at what became of the second opening, and closes it.
+func (c *lockCase) check(t *testing.T, img Image, err error) {
+	t.Helper()
+	if c.ok {
+		require.NoError(t, err)
+		require.NoError(t, img.(io.Closer).Close())
+		return
+	}
+	assertRefused(t, img, err, c.first.Path, "is in use")
+	assert.ErrorIs(t, err, ErrInUse)
+}
+
+func TestLocks(t *testing.T) {
+	for _, c := range lockCases {
 		t.Run(c.name, func(t *testing.T) {
 			path := newFile(t, 8192)
 			link := path + ".link"
 			require.NoError(t, os.Link(path, link))
-			check := func(img Image, err error) {
-				if c.ok {
-					require.NoError(t, err)
-					require.NoError(t, img.(io.Closer).Close())
-					return
-				}
-				assertRefused(t, img, err, path, "is in use")
-				assert.ErrorIs(t, err, ErrInUse)
-			}
+			check := func(img Image, err error) { c.check(t, img, err) }
 			c.first.Path, c.second.Path = path, path
 
 			first, err := Open(c.first)
@@ -257,6 +269,97 @@ func TestLocks(t *testing.T) {
 			require.NoError(t, err, "a lock ends with its process")
 			require.NoError(t, again.(io.Closer).Close())
 		})
+	}
+}
+
+// withoutLocks are answers of file systems that have none.
+var withoutLocks = []unix.Errno{unix.ENOLCK, unix.EOPNOTSUPP, unix.ENOSYS, unix.EINVAL}
+
+// TestNoLocks: where the file system has no locks, one process still does not use an
+// image twice, by whatever name.
+func TestNoLocks(t *testing.T) {
+	for _, errno := range withoutLocks {
+		none := func(int, *unix.Flock_t) error { return errno }
+		for _, c := range lockCases {
+			t.Run(fmt.Sprint(errno, "/", c.name), func(t *testing.T) {
+				path := newFile(t, 8192)
+				link := path + ".link"
+				require.NoError(t, os.Link(path, link))
+				c.first.Path, c.second.Path = path, link
+
+				first, err := c.first.open(none)
+				require.NoError(t, err)
+				assert.False(t, first.(Locking).Locked())
+				img, err := c.second.open(none)
+				c.check(t, img, err)
+				img, err = Open(c.second) // were they there again
+				c.check(t, img, err)
+
+				require.NoError(t, first.(io.Closer).Close())
+				require.NoError(t, first.(io.Closer).Close())
+				again, err := c.second.open(none)
+				require.NoError(t, err, "it ends with Close")
+				require.NoError(t, again.(io.Closer).Close())
+				assert.NotContains(t, images.users, idOf(t, path))
+			})
+		}
+	}
+}
+
+func idOf(t *testing.T, path string) imageID {
+	var st unix.Stat_t
+	require.NoError(t, unix.Stat(path, &st))
+	return imageIDOf(&st)
+}
+
+// TestHoldOfARefusedImage: what could not be opened is not held.
+func TestHoldOfARefusedImage(t *testing.T) {
+	none := func(int, *unix.Flock_t) error { return unix.ENOLCK }
+	path := newFile(t, 1000)
+	_, err := (&OpenOptions{Path: path}).open(none)
+	require.ErrorIs(t, err, ErrImage)
+	require.NoError(t, os.Truncate(path, 8192))
+	_, err = (&OpenOptions{Path: path}).open(func(int, *unix.Flock_t) error { return unix.EIO })
+	require.ErrorIs(t, err, unix.EIO)
+	_, err = (&OpenOptions{Path: path}).open(func(int, *unix.Flock_t) error { return unix.EAGAIN })
+	require.ErrorIs(t, err, ErrInUse)
+	f := open(t, OpenOptions{Path: path})
+	assert.True(t, f.Locked())
+	// A call in flight keeps the image, as it keeps the lock.
+	require.NoError(t, f.acquire())
+	require.NoError(t, f.Close())
+	_, err = (&OpenOptions{Path: path}).open(none)
+	assert.ErrorIs(t, err, ErrInUse)
+	f.release()
+	f = open(t, OpenOptions{Path: path})
+	require.NoError(t, f.Close())
+}
+
+// TestNoLocksIsSaid: once, for each disk whose image others may write.
+func TestNoLocksIsSaid(t *testing.T) {
+	for _, o := range []OpenOptions{{}, {ReadOnly: true}, {COW: COWMemory}, {COW: COWFile}} {
+		for _, errno := range []unix.Errno{0, unix.ENOLCK} {
+			o.Path, o.COWDir = newFile(t, 8192), t.TempDir()
+			img, err := o.open(func(int, *unix.Flock_t) error {
+				if errno != 0 {
+					return errno
+				}
+				return nil
+			})
+			require.NoError(t, err)
+			var log strings.Builder
+			dev, err := New(img, Options{Name: "vda", Logger: slog.New(slog.NewTextHandler(&log, nil))})
+			require.NoError(t, err)
+			require.NoError(t, dev.Close())
+			if errno == 0 {
+				assert.Empty(t, log.String())
+				continue
+			}
+			assert.Equal(t, 1, strings.Count(log.String(), "\n"), log.String())
+			assert.Contains(t, log.String(), "level=WARN")
+			assert.Contains(t, log.String(), "disk=vda")
+			assert.Contains(t, log.String(), "can't lock")
+		}
 	}
 }
 

@@ -81,6 +81,12 @@ func (o *Overlay) BlockSize() (logical, physical int) {
 	return logical, max(logical, physical)
 }
 
+// Locked implements [Locking]: whether the base is.
+func (o *Overlay) Locked() bool {
+	l, ok := o.base.(Locking)
+	return !ok || l.Locked()
+}
+
 // Flush implements [Flusher].
 func (o *Overlay) Flush() error { return nil }
 

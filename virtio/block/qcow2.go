@@ -214,6 +214,9 @@ func (q *Qcow2) Size() int64 { return q.size }
 // BlockSize implements [Geometry].
 func (q *Qcow2) BlockSize() (logical, physical int) { return SectorSize, 4096 }
 
+// Locked implements [Locking].
+func (q *Qcow2) Locked() bool { return q.file == nil || q.file.Locked() }
+
 // ReadAt implements [io.ReaderAt]. It allocates for compressed clusters and
 // for tables that are not among the last 16 used.
 func (q *Qcow2) ReadAt(p []byte, off int64) (int, error) {

@@ -240,7 +240,7 @@ func TestQcow2Refuses(t *testing.T) {
 			img, err := Open(OpenOptions{Path: path, Format: FormatQcow2, ReadOnly: true})
 			assertRefused(t, img, err, path, c.want)
 			// Nothing keeps the lock.
-			f, err := openFile(path, false, Writeback)
+			f, err := openFile(path, false, Writeback, setLock)
 			require.NoError(t, err)
 			require.NoError(t, f.Close())
 		})
