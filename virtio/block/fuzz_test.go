@@ -12,6 +12,7 @@ import (
 	"github.com/vole-vmm/vole/memory"
 	"github.com/vole-vmm/vole/virtio"
 	"github.com/vole-vmm/vole/virtio/block"
+	"github.com/vole-vmm/vole/virtio/block/blocktest"
 	"github.com/vole-vmm/vole/virtio/virtiotest"
 )
 
@@ -151,16 +152,22 @@ func (m *model) do(out []byte, in []*byte) (status byte, filled int) {
 type fuzzGuest struct {
 	ram, rings []byte
 	img        *block.Memory
+	prompt     *blocktest.Hasty // img as the device has it, or nil
 	f          *virtio.Function
 	irq        interrupts
 	idx        uint16
 }
 
-func newFuzzGuest(f *testing.F) *fuzzGuest {
+func newFuzzGuest(f *testing.F, prompt bool) *fuzzGuest {
 	g := &fuzzGuest{ram: make([]byte, fuzzRAM), rings: make([]byte, ringsSize), img: block.NewMemory(fuzzDisk), irq: make(interrupts, 1)}
 	mem, err := memory.FromBytes(memory.Region{GPA: 0, Mem: g.ram}, memory.Region{GPA: ringsGPA, Mem: g.rings})
 	require.NoError(f, err)
-	dev, err := block.New(g.img, block.Options{Serial: fuzzID, QueueSize: fuzzQueue, Workers: 2})
+	img := block.Image(g.img)
+	if prompt {
+		g.prompt = blocktest.NewHasty(blocktest.NewFaulty(img), 0)
+		img = g.prompt
+	}
+	dev, err := block.New(img, block.Options{Serial: fuzzID, QueueSize: fuzzQueue, Workers: 2})
 	require.NoError(f, err)
 	g.f, err = virtio.NewFunction(virtio.FunctionConfig{Device: dev, Memory: mem, Interrupts: g.irq})
 	require.NoError(f, err)
@@ -287,31 +294,42 @@ func seed(kind uint32, sector uint64, data []byte, pieces ...piece) []byte {
 }
 
 // FuzzBlock: arbitrary chains and headers do to the guest's memory and to the
-// image what the model says, and nothing else; nothing panics or hangs.
+// image what the model says, and nothing else; nothing panics or hangs. prompt is 0 for
+// an image that may always wait, else the seed of one that is asked not to at first.
 func FuzzBlock(f *testing.F) {
+	add := func(input []byte) {
+		for prompt := range uint8(6) {
+			f.Add(prompt, input)
+		}
+	}
 	head := piece{0, 16, false}
 	status := piece{0x8000, 1, true}
-	f.Add(slices.Concat(
+	add(slices.Concat(
 		seed(1, 3, nil, head, piece{0x1000, 1024, false}, status),
 		seed(0, 3, nil, head, piece{0x2000, 1024, true}, status),
 		seed(4, 0, nil, head, status),
 		seed(8, 0, nil, head, piece{0x3000, 20, true}, status)))
-	f.Add(seed(0, 1<<55, nil, head, piece{0x2000, 513, true}))
-	f.Add(seed(1, 190, nil, piece{0, 7, false}, piece{7, 9 + 512*3, false}, status))
-	f.Add(seed(11, 0, ranges([3]uint64{3, 4, 0}, [3]uint64{100, 92, 0}), piece{0, 48, false}, status))
-	f.Add(seed(13, 0, ranges([3]uint64{3, 4, 1}, [3]uint64{190, 3, 0}), piece{0, 48, false}, status))
-	f.Add(seed(13, 0, ranges([3]uint64{3, 4, 2}), piece{0, 32, false}, status))
-	f.Add(seed(77, 0, nil, head, status))
-	f.Add(seed(0, 0, nil, head))
-	f.Add(seed(0, 0, nil, piece{0, 8, false}, status))
-	f.Add(seed(0, 0, nil, head, status, head))
-	f.Add(seed(0, 0, nil, head, piece{0xfff0, 512, true}))
-	f.Add(seed(0, 0, nil, head, piece{0, 512, true}, piece{100, 512, true}, piece{0, 1, true}))
-	g := newFuzzGuest(f)
+	add(seed(0, 1<<55, nil, head, piece{0x2000, 513, true}))
+	add(seed(1, 190, nil, piece{0, 7, false}, piece{7, 9 + 512*3, false}, status))
+	add(seed(11, 0, ranges([3]uint64{3, 4, 0}, [3]uint64{100, 92, 0}), piece{0, 48, false}, status))
+	add(seed(13, 0, ranges([3]uint64{3, 4, 1}, [3]uint64{190, 3, 0}), piece{0, 48, false}, status))
+	add(seed(13, 0, ranges([3]uint64{3, 4, 2}), piece{0, 32, false}, status))
+	add(seed(77, 0, nil, head, status))
+	add(seed(0, 0, nil, head))
+	add(seed(0, 0, nil, piece{0, 8, false}, status))
+	add(seed(0, 0, nil, head, status, head))
+	add(seed(0, 0, nil, head, piece{0xfff0, 512, true}))
+	add(seed(0, 0, nil, head, piece{0, 512, true}, piece{100, 512, true}, piece{0, 1, true}))
+	waits, tries := newFuzzGuest(f, false), newFuzzGuest(f, true)
 	first := pattern(fuzzDisk, 0x11)
 	var growth virtiotest.Growth
-	f.Fuzz(func(t *testing.T, input []byte) {
+	f.Fuzz(func(t *testing.T, prompt uint8, input []byte) {
 		growth.Check(t)
+		g := waits
+		if prompt > 0 {
+			g = tries
+			g.prompt.Seed(uint64(prompt))
+		}
 		for i := range g.ram {
 			g.ram[i] = byte(i >> 4)
 		}

@@ -3,6 +3,7 @@ package block_test
 import (
 	"bytes"
 	"context"
+	"math/rand/v2"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -20,6 +21,7 @@ import (
 // watched is an image that is slow, and knows when nobody may use it any more.
 type watched struct {
 	*blocktest.Faulty
+	memory  *block.Memory // what is under it
 	slow    time.Duration
 	closed  atomic.Bool
 	late    atomic.Int64 // operations that began or ended while closed
@@ -27,7 +29,8 @@ type watched struct {
 }
 
 func watch(slow time.Duration) *watched {
-	return &watched{Faulty: blocktest.NewFaulty(block.NewMemory(mib)), slow: slow}
+	m := block.NewMemory(mib)
+	return &watched{Faulty: blocktest.NewFaulty(m), memory: m, slow: slow}
 }
 
 func (w *watched) use(f func() (int, error)) (int, error) {
@@ -58,6 +61,48 @@ func (w *watched) WritevAt(bufs [][]byte, off int64) (int, error) {
 func (w *watched) Flush() error {
 	_, err := w.use(func() (int, error) { return 0, w.Faulty.Flush() })
 	return err
+}
+
+// hasty is a watched image that can be asked not to wait.
+type hasty struct {
+	*watched
+	prompt *blocktest.Hasty
+}
+
+func (h hasty) TryReadvAt(bufs [][]byte, off int64) (done bool) {
+	_, _ = h.use(func() (int, error) {
+		done = h.prompt.TryReadvAt(bufs, off)
+		return 0, nil
+	})
+	return done
+}
+
+func (h hasty) TryWritevAt(bufs [][]byte, off int64) (done bool) {
+	_, _ = h.use(func() (int, error) {
+		done = h.prompt.TryWritevAt(bufs, off)
+		return 0, nil
+	})
+	return done
+}
+
+// eachKind runs f on both transports with a disk whose image is watched: one that may
+// always wait, and one that is asked not to at first.
+func eachKind(t *testing.T, slow time.Duration, o block.Options, f func(t *testing.T, d disk, img *watched)) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		t.Run("waits", func(t *testing.T) {
+			img := watch(slow)
+			f(t, attach(t, open, img, o, 0), img)
+		})
+		t.Run("prompt", func(t *testing.T) {
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			img := watch(slow)
+			h := blocktest.NewHasty(img.Faulty, seed)
+			f(t, attach(t, open, hasty{img, h}, o, 0), img)
+			tried, _ := h.Tried()
+			assert.NotZero(t, tried)
+		})
+	})
 }
 
 // inFlight makes n requests available: reads, writes and some flushes.
@@ -100,16 +145,11 @@ func still(t *testing.T, d disk, img *watched, then func()) {
 
 var crews = map[string]int{"fewer workers than requests": 8, "as many": 64, "one": 1}
 
-// eachCrew runs f on both transports, for several numbers of workers.
+// eachCrew runs f as eachKind does, for several numbers of workers.
 func eachCrew(t *testing.T, slow time.Duration, f func(t *testing.T, d disk, img *watched)) {
-	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
-		for name, workers := range crews {
-			t.Run(name, func(t *testing.T) {
-				img := watch(slow)
-				f(t, attach(t, open, img, block.Options{Workers: workers}, 0), img)
-			})
-		}
-	})
+	for name, workers := range crews {
+		t.Run(name, func(t *testing.T) { eachKind(t, slow, block.Options{Workers: workers}, f) })
+	}
 }
 
 // TestResetWithRequestsInFlight: rule 1: once the status reads 0, the device is
@@ -164,6 +204,7 @@ func TestCloseWithRequestsInFlight(t *testing.T) {
 	eachCrew(t, time.Millisecond, func(t *testing.T, d disk, img *watched) {
 		before := runtime.NumGoroutine()
 		inFlight(d, 64)
+		d.Until("some have ended", func() bool { return d.Queues[0].UsedIndex() > 0 })
 		require.NoError(t, d.Function.Close(patient(t)))
 		still(t, d, img, func() { d.Regs.SetStatus(0); d.Regs.SetStatus(virtio.StatusAcknowledge) })
 		// The workers were there before: at least one of them is gone.
@@ -195,10 +236,8 @@ func TestNoGoroutineLeft(t *testing.T) {
 // TestResetOfHangingBackend: section 2.1.2: the reset returns, so that the vCPU
 // goes on, but the status reads 0 only when the device has stopped.
 func TestResetOfHangingBackend(t *testing.T) {
-	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
-		img := watch(0)
+	eachKind(t, 0, block.Options{}, func(t *testing.T, d disk, img *watched) {
 		hang := img.Add(blocktest.Fault{Ops: blocktest.All, Block: true})
-		d := attach(t, open, img, block.Options{}, 0)
 		t.Cleanup(hang.Release)
 		inFlight(d, 64)
 		for range block.DefaultWorkers {
@@ -224,10 +263,8 @@ func TestResetOfHangingBackend(t *testing.T) {
 // TestCloseOfHangingBackend: Close and Pause wait no longer than they are told
 // to; a second Close waits for the end.
 func TestCloseOfHangingBackend(t *testing.T) {
-	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
-		img := watch(0)
+	eachKind(t, 0, block.Options{}, func(t *testing.T, d disk, img *watched) {
 		hang := img.Add(blocktest.Fault{Ops: blocktest.All, Block: true})
-		d := attach(t, open, img, block.Options{}, 0)
 		t.Cleanup(hang.Release)
 		inFlight(d, 64)
 		<-hang.Arrived()
@@ -247,10 +284,8 @@ func TestCloseOfHangingBackend(t *testing.T) {
 // TestCloseOfImageWithRequestsHanging: whoever gives up waiting may close the
 // disk: calls in flight come to an end by themselves and harm nothing.
 func TestCloseOfImageWithRequestsHanging(t *testing.T) {
-	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
-		img := blocktest.NewFaulty(block.NewMemory(mib))
+	eachKind(t, 0, block.Options{}, func(t *testing.T, d disk, img *watched) {
 		hang := img.Add(blocktest.Fault{Ops: blocktest.All, Block: true})
-		d := attach(t, open, img, block.Options{}, 0)
 		inFlight(d, 8)
 		<-hang.Arrived()
 		ctx, cancel := context.WithCancel(context.Background())
@@ -264,9 +299,7 @@ func TestCloseOfImageWithRequestsHanging(t *testing.T) {
 // TestEverythingAtOnce: pauses, resizes and resets in no order while requests go
 // on; what has ended well is what was asked for.
 func TestEverythingAtOnce(t *testing.T) {
-	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
-		img := block.NewMemory(mib)
-		d := attach(t, open, img, block.Options{Queues: 2, Workers: 4}, 0)
+	eachKind(t, 0, block.Options{Queues: 2, Workers: 4}, func(t *testing.T, d disk, img *watched) {
 		stop, stopped := context.WithCancel(context.Background())
 		done := make(chan struct{})
 		go func() {
@@ -276,7 +309,7 @@ func TestEverythingAtOnce(t *testing.T) {
 					assert.NoError(t, d.Function.Pause(patient(t)))
 					d.Function.Resume()
 				} else {
-					img.Resize(mib + int64(i%7)*4096)
+					img.memory.Resize(mib + int64(i%7)*4096)
 					assert.NoError(t, d.dev.Refresh())
 				}
 				runtime.Gosched()

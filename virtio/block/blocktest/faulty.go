@@ -128,6 +128,15 @@ func (f *Faulty) strike(op Op, off, n int64) (done int64, err error) {
 func (f *Faulty) match(op Op, off, n int64) *Active {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	a := f.find(op, off, n)
+	if a != nil {
+		a.hits++
+	}
+	return a
+}
+
+// find is called under f.mu.
+func (f *Faulty) find(op Op, off, n int64) *Active {
 	for i := len(f.active) - 1; i >= 0; i-- {
 		a := f.active[i]
 		to := a.fault.To
@@ -137,7 +146,6 @@ func (f *Faulty) match(op Op, off, n int64) *Active {
 		if a.fault.Ops&op == 0 || off >= to || off+n <= a.fault.From || a.fault.Times != 0 && a.hits >= a.fault.Times {
 			continue
 		}
-		a.hits++
 		return a
 	}
 	return nil
@@ -177,26 +185,37 @@ func (f *Faulty) WritevAt(bufs [][]byte, off int64) (int, error) {
 	return f.transfer(Write, block.WriteVec, bufs, off)
 }
 
-func (f *Faulty) transfer(op Op, call func(block.Image, [][]byte, int64) (int, error), bufs [][]byte, off int64) (int, error) {
-	n := int64(0)
-	for _, b := range bufs {
-		n += int64(len(b))
-	}
-	do, fault := f.strike(op, off, n)
+// vecCall is ReadVec or WriteVec of package block.
+type vecCall func(img block.Image, bufs [][]byte, off int64) (int, error)
+
+func (f *Faulty) transfer(op Op, call vecCall, bufs [][]byte, off int64) (int, error) {
+	do, fault := f.strike(op, off, length(bufs))
 	if fault == nil {
 		return call(f.img, bufs, off)
 	}
-	var part [][]byte
-	for _, b := range bufs {
-		b = b[:min(int64(len(b)), do)]
-		do -= int64(len(b))
-		part = append(part, b)
-	}
-	done, err := call(f.img, part, off)
+	done, err := call(f.img, first(bufs, do), off)
 	if err != nil {
 		return done, err
 	}
 	return done, fault
+}
+
+func length(bufs [][]byte) (n int64) {
+	for _, b := range bufs {
+		n += int64(len(b))
+	}
+	return n
+}
+
+// first returns the first n bytes of bufs.
+func first(bufs [][]byte, n int64) [][]byte {
+	var part [][]byte
+	for _, b := range bufs {
+		b = b[:min(int64(len(b)), n)]
+		n -= int64(len(b))
+		part = append(part, b)
+	}
+	return part
 }
 
 // Flush implements [block.Flusher].

@@ -90,6 +90,57 @@ func TestFaultyBlocks(t *testing.T) {
 	require.NoError(t, f.Close())
 }
 
+func TestHasty(t *testing.T) {
+	m := block.NewMemory(1 << 20)
+	f := NewFaulty(m)
+	h := NewHasty(f, 7)
+	var moved [4]int // nothing, a part, all without success, with success
+	var firstTime []bool
+	for i := range 200 {
+		p := bytes.Repeat([]byte{byte(i + 1)}, 1024)
+		require.NoError(t, m.WriteZeroes(0, 1024, true))
+		done := h.TryWritevAt([][]byte{p[:100], p[100:]}, 0)
+		firstTime = append(firstTime, done)
+		got := make([]byte, 1024)
+		_, err := m.ReadAt(got, 0)
+		require.NoError(t, err)
+		n := bytes.Count(got, p[:1])
+		assert.Equal(t, n, len(bytes.TrimRight(got, "\x00")), "from the first byte on")
+		switch {
+		case done:
+			require.Equal(t, 1024, n)
+			moved[3]++
+		case n == 0:
+			moved[0]++
+		case n < 1024:
+			moved[1]++
+		default:
+			moved[2]++
+		}
+	}
+	for what, n := range moved {
+		assert.NotZero(t, n, what)
+	}
+	tried, done := h.Tried()
+	assert.Equal(t, 200, tried)
+	assert.Equal(t, moved[3], done)
+
+	h.Seed(7)
+	for i, want := range firstTime {
+		// The same choices, for a read of what is all there.
+		assert.Equal(t, want, h.TryReadvAt([][]byte{make([]byte, 1024)}, 0), i)
+	}
+	a := f.Add(Fault{Ops: Read, Block: true})
+	for range 50 {
+		assert.False(t, h.TryReadvAt([][]byte{make([]byte, 512)}, 0), "it would have to wait")
+	}
+	assert.Zero(t, a.Hits())
+	f.Clear()
+	for range 50 {
+		assert.False(t, h.TryReadvAt([][]byte{make([]byte, 512)}, 1<<20), "past the end")
+	}
+}
+
 // onlyReads is an image that can do nothing else.
 type onlyReads struct{ *bytes.Reader }
 
