@@ -475,6 +475,54 @@ func TestFailedFlushStaysFailed(t *testing.T) {
 	assert.Equal(t, first, f.Flush(), "what was lost stays lost")
 }
 
+// TestOpenFlags: the cache mode is what the host was asked for, and nothing that
+// was of use for opening only is left.
+func TestOpenFlags(t *testing.T) {
+	const all = unix.O_DSYNC | unix.O_DIRECT | unix.O_NONBLOCK | unix.O_ACCMODE
+	for _, readOnly := range []bool{false, true} {
+		for mode, want := range map[CacheMode]int{Writeback: 0, Writethrough: unix.O_DSYNC, NoCache: unix.O_DIRECT} {
+			t.Run(fmt.Sprintf("%s/read-only %v", mode, readOnly), func(t *testing.T) {
+				img, err := Open(OpenOptions{Path: newFile(t, 8192), Cache: mode, ReadOnly: readOnly})
+				if mode == NoCache && errors.Is(err, ErrImage) {
+					t.Skip("no O_DIRECT here: ", err)
+				}
+				require.NoError(t, err)
+				f := img.(*File)
+				defer func() { assert.NoError(t, f.Close()) }()
+				if !readOnly {
+					want |= unix.O_RDWR
+				}
+				flags, err := unix.FcntlInt(uintptr(f.fd), unix.F_GETFL, 0)
+				require.NoError(t, err)
+				assert.Equal(t, want, flags&all, "%#x", flags)
+			})
+		}
+	}
+}
+
+// TestWritethroughOfChanges: O_DSYNC is for writes only; what else changes the file
+// is made stable as well, in this mode and no other. Whether it was flushed shows by a
+// flush that can't succeed any more.
+func TestWritethroughOfChanges(t *testing.T) {
+	eachCache(t, 64<<10, func(t *testing.T, f *File) {
+		lost := errors.New("lost")
+		f.syncErr = lost
+		for what, err := range map[string]error{
+			"discard":           f.Discard(0, 4096),
+			"zeroing":           f.WriteZeroes(4096, 4096, false),
+			"zeroing and unmap": f.WriteZeroes(8192, 4096, true),
+		} {
+			switch {
+			case errors.Is(err, errors.ErrUnsupported): // no holes on this file system
+			case f.cache == Writethrough:
+				assert.ErrorIs(t, err, lost, what)
+			default:
+				assert.NoError(t, err, what)
+			}
+		}
+	})
+}
+
 func TestReadOnlyFile(t *testing.T) {
 	f := open(t, OpenOptions{Path: newFile(t, 8192), ReadOnly: true})
 	assert.False(t, CanWrite(f))
