@@ -1,6 +1,7 @@
 package block_test
 
 import (
+	"bytes"
 	"io"
 	"os"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"github.com/vole-vmm/vole/virtio"
 	"github.com/vole-vmm/vole/virtio/block"
 	"github.com/vole-vmm/vole/virtio/block/blocktest"
+	"github.com/vole-vmm/vole/virtio/mmio"
 	"github.com/vole-vmm/vole/virtio/virtiotest"
 )
 
@@ -282,4 +284,79 @@ func TestHangingBackend(t *testing.T) {
 			assert.EqualValues(t, ok, d.Bytes(r.status)[0])
 		}
 	})
+}
+
+// beside makes a second disk of first's guest, as a machine has it: a Function of its
+// own, with its own doorbells, over the same memory.
+func beside(t *testing.T, first disk, img block.Image, o block.Options) disk {
+	t.Helper()
+	dev, err := block.New(img, o)
+	require.NoError(t, err)
+	line := virtiotest.NewCounter()
+	m, err := mmio.New(virtio.FunctionConfig{Device: dev, Memory: first.Mem}, line)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		assert.NoError(t, m.Function().Close(patient(t)))
+		assert.NoError(t, dev.Close())
+	})
+	// The driver of the second takes its memory from here on, that of the first
+	// from behind it.
+	second := *first.Driver
+	first.Alloc(virtiotest.RAM/2, 1)
+	second.Regs, second.Function = virtiotest.MMIORegisters{Device: m}, m.Function()
+	second.QueueIRQ, second.ConfigIRQ, second.Queues = line, line, nil
+	d := disk{Driver: &second, t: t, dev: dev}
+	d.Start(0)
+	return d
+}
+
+// TestHangingBackendOfOneMachine: of two disks of one guest, in one memory, that whose
+// image hangs keeps the other from nothing: neither from requests nor from a pause, a
+// reset or its end.
+func TestHangingBackendOfOneMachine(t *testing.T) {
+	for _, prompt := range []bool{false, true} {
+		for name, o := range map[string]block.Options{"one worker": {Workers: 1}, "many": {Workers: block.MaxWorkers}} {
+			t.Run(map[bool]string{false: "waits/", true: "prompt/"}[prompt]+name, func(t *testing.T) {
+				faulty := blocktest.NewFaulty(block.NewMemory(mib))
+				hanging := block.Image(faulty)
+				if prompt {
+					hanging = blocktest.NewHasty(faulty, 1)
+				}
+				d := attach(t, virtiotest.OpenMMIO, hanging, o, 0)
+				other := beside(t, d, block.NewMemory(mib), block.Options{})
+				hang := faulty.Add(blocktest.Fault{Ops: blocktest.All, Block: true})
+				t.Cleanup(hang.Release)
+				held := inFlight(d, 64)
+				for range o.Workers {
+					receive(t, hang.Arrived())
+				}
+				for round := range 4 {
+					for i := range 50 {
+						data := pattern(4096, byte(round+i))
+						require.EqualValues(t, ok, other.write(uint64(i)*8, data))
+						got, status := other.read(uint64(i)*8, 4096)
+						require.EqualValues(t, ok, status)
+						require.True(t, bytes.Equal(data, got))
+						status, _ = other.do(block.RequestFlush, 0, nil, 0)
+						require.EqualValues(t, ok, status)
+					}
+					require.NoError(t, other.Function.Pause(patient(t)))
+					other.Function.Resume()
+					require.NoError(t, other.dev.Refresh())
+					other.Start(0)
+				}
+				require.NoError(t, other.Function.Close(patient(t)))
+				assert.Zero(t, d.Queues[0].UsedIndex(), "the first still hangs")
+				assert.Equal(t, o.Workers, hang.Hits())
+
+				hang.Release()
+				for range held {
+					d.Queues[0].Next()
+				}
+				for _, r := range held {
+					assert.EqualValues(t, ok, d.Bytes(r.status)[0])
+				}
+			})
+		}
+	}
 }
