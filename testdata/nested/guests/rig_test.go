@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -152,7 +153,7 @@ func startWithin(t testing.TB, bound time.Duration, args ...string) *running {
 
 func (r *running) wait() result {
 	r.t.Helper()
-	stop := r.sayNowAndThen()
+	stop := sayNowAndThen(r.t, func() string { return fmt.Sprintf("the guest runs; its console has %d bytes", len(r.out.String())) })
 	err := r.cmd.Wait()
 	stop()
 	if r.ctx != nil && errors.Is(r.ctx.Err(), context.DeadlineExceeded) {
@@ -168,9 +169,9 @@ func (r *running) wait() result {
 	return res
 }
 
-// sayNowAndThen says every minute that the guest runs, until the function that it
+// sayNowAndThen says every minute what is going on, until the function that it
 // returns is called: the rig takes a long silence for the end.
-func (r *running) sayNowAndThen() (stop func()) {
+func sayNowAndThen(t testing.TB, what func() string) (stop func()) {
 	done, said := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(said)
@@ -181,7 +182,7 @@ func (r *running) sayNowAndThen() (stop func()) {
 			case <-done:
 				return
 			case <-tick.C:
-				r.t.Logf("the guest runs; its console has %d bytes", len(r.out.String()))
+				t.Log(what())
 			}
 		}
 	}()

@@ -228,6 +228,7 @@ func TestPaste(t *testing.T) {
 	initrd := receiver(t, len(data))
 	p := startOnTerminal(t, machine(t, "", "-i", initrd, "--timeout", limit(len(data)).String())...)
 	p.expect("READY")
+	defer sayNowAndThen(t, func() string { return "the guest takes what is typed" })()
 	began := time.Now()
 	p.typeIn(bytes.ReplaceAll(data, []byte("\x01"), []byte("\x01a")))
 	code := p.wait()
@@ -256,6 +257,7 @@ func TestPipeIn(t *testing.T) {
 	require.NoError(t, cmd.Start())
 	r.Close()
 	require.True(t, out.until("READY"), out)
+	defer sayNowAndThen(t, func() string { return "the guest takes what is piped" })()
 	began := time.Now()
 	require.NoError(t, w.SetWriteDeadline(began.Add(transferBound)))
 	_, werr := w.Write(data)
@@ -299,6 +301,7 @@ func sent(t testing.TB, p peer, j job, data []byte) time.Duration {
 	var out timed
 	var errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
+	defer sayNowAndThen(t, func() string { return p.name + " prints" })()
 	err = cmd.Run()
 	_, got, _ := strings.Cut(out.b.String(), beginMark)
 	got, _, whole := strings.Cut(got, endMark)
