@@ -64,6 +64,7 @@ type Device struct {
 	clock    virtio.Clock
 	log      *slog.Logger
 	muffled  virtio.Muffle
+	writes   habit
 
 	refresh sync.Mutex // held by Refresh
 	work    sync.WaitGroup
@@ -223,9 +224,9 @@ func (d *Device) Activate(a virtio.Activation) error {
 		if q == nil || i > 0 && a.Features&FeatureMultiQueue == 0 {
 			continue
 		}
-		c := &virtio.Crew{}
+		c, p := &virtio.Crew{}, virtio.NewPace(q)
 		for range max(1, min(d.opts.Workers, MaxWorkers/d.opts.Queues)) {
-			w := newWorker(d, q, c, a)
+			w := newWorker(d, q, c, p, a)
 			w.debt = debt
 			d.work.Go(w.run)
 		}

@@ -24,6 +24,9 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	return f.WritevAt(*v, off)
 }
 
+// Buffered implements [Buffered].
+func (f *File) Buffered() bool { return f.cache == Writeback }
+
 // ReadvAt implements [Vectored]. Where the file ends before its size it fails
 // with [io.ErrUnexpectedEOF], and so it does where it was found to end before.
 func (f *File) ReadvAt(bufs [][]byte, off int64) (int, error) {
@@ -37,6 +40,11 @@ func (f *File) ReadvAt(bufs [][]byte, off int64) (int, error) {
 	defer f.release()
 	if off+total > f.end.Load() {
 		return 0, f.failAt("read", total, off, io.ErrUnexpectedEOF)
+	}
+	// The runtime need not be told of a large copy: it would hand the processor on,
+	// and look around for as long as the copy takes.
+	if total > promptMax && !f.prompt.inMemory && !f.prompt.noRead.Load() && f.try(unix.SYS_PREADV2, &f.prompt.noRead, bufs, off, total) {
+		return int(total), nil
 	}
 	n, err := f.transfer(unix.SYS_PREADV, bufs, off, total)
 	if err != nil {

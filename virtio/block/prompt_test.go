@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -188,5 +190,55 @@ func TestFileTries(t *testing.T) {
 			assert.False(t, f.TryReadvAt([][]byte{a}, 0), "closed")
 			assert.False(t, f.TryWritevAt([][]byte{a}, 0))
 		})
+	}
+}
+
+// reluctant is an image whose writes are quick, and that never says so in advance.
+type reluctant struct {
+	*moody
+	buffered bool
+	slow     atomic.Bool
+	taken    atomic.Int32 // writes that were carried out by who listened to the queue
+}
+
+func (r *reluctant) Buffered() bool { return r.buffered }
+
+func (r *reluctant) WritevAt(bufs [][]byte, off int64) (int, error) {
+	stack := make([]byte, 4096)
+	if bytes.Contains(stack[:runtime.Stack(stack, false)], []byte(".(*worker).take(")) {
+		r.taken.Add(1)
+	}
+	if r.slow.Load() {
+		time.Sleep(2 * time.Millisecond) // what is tested is that this is noticed
+	}
+	return r.moody.WritevAt(bufs, off)
+}
+
+// TestWritesByHabit: writes of whole pages that are quick one after the other are soon
+// carried out by who takes them, and by workers again when they are not.
+func TestWritesByHabit(t *testing.T) {
+	for _, buffered := range []bool{true, false} {
+		img := &reluctant{moody: &moody{Memory: block.NewMemory(1 << 20)}, buffered: buffered}
+		d := attach(t, virtiotest.OpenMMIO, img, block.Options{}, 0)
+		page := pattern(4096, 3)
+		write := func(n int, sector uint64, data []byte) int {
+			img.taken.Store(0)
+			for range n {
+				require.EqualValues(t, ok, d.write(sector, data))
+			}
+			return int(img.taken.Load())
+		}
+		write(200, 0, page)
+		if !buffered {
+			assert.Zero(t, write(10, 8, page), "an image that is not buffered")
+			continue
+		}
+		assert.Equal(t, 10, write(10, 8, page))
+		assert.Equal(t, page, content(t, img)[8*512:8*512+4096])
+		assert.Zero(t, write(10, 1, page), "parts of pages")
+		assert.Zero(t, write(10, 0, page[:512]), "a part of a page")
+		img.slow.Store(true)
+		write(8, 0, page)
+		assert.Zero(t, write(10, 0, page), "slow writes")
 	}
 }

@@ -46,12 +46,14 @@ type worker struct {
 	d         *Device
 	q         *virtio.Queue
 	crew      *virtio.Crew
+	pace      *virtio.Pace  // the listener's
 	call      chan struct{} // the crew's, to this worker
 	c         *virtio.Chain
 	fail      func(error)
 	features  uint64 // acknowledged
 	flushEach bool   // the driver did not take FLUSH: a write is done when it is stable
 	image     Prompt // the image, where requests may be carried out promptly, else nil
+	writes    *habit // of the image's writes, where they are buffered, else nil
 	status    []byte // the request's
 	kind      uint32
 	sector    uint64
@@ -63,9 +65,9 @@ type worker struct {
 	ranges    [maxRanges * rangeSize]byte
 }
 
-func newWorker(d *Device, q *virtio.Queue, c *virtio.Crew, a virtio.Activation) *worker {
+func newWorker(d *Device, q *virtio.Queue, c *virtio.Crew, p *virtio.Pace, a virtio.Activation) *worker {
 	w := &worker{
-		d: d, q: q, crew: c, call: make(chan struct{}, 1), c: virtio.NewChain(q),
+		d: d, q: q, crew: c, pace: p, call: make(chan struct{}, 1), c: virtio.NewChain(q),
 		fail: a.Fail, features: a.Features,
 	}
 	if _, ok := d.img.(Flusher); ok {
@@ -73,6 +75,9 @@ func newWorker(d *Device, q *virtio.Queue, c *virtio.Crew, a virtio.Activation) 
 	}
 	if d.opts.Limits == (virtio.Limits{}) {
 		w.image, _ = d.img.(Prompt)
+	}
+	if b, ok := d.img.(Buffered); ok && w.image != nil && b.Buffered() && !w.flushEach {
+		w.writes = &d.writes
 	}
 	copy(w.id[:], d.opts.Serial)
 	return w
@@ -96,18 +101,13 @@ func (w *worker) run() {
 	}
 }
 
-// promptBatch is how many requests are carried out in the listener's place before the
-// driver is told of them.
-const promptBatch = 16
-
 // take waits for the next request that takes time, and carries out those that don't on
 // its way to it. It reports false when the queue is stopped.
 func (w *worker) take() bool {
 	untold := 0
 	for {
 		if !w.q.Pop(w.c) {
-			if untold > 0 {
-				// By the time that the driver knows it may have more.
+			if untold > 0 { // the queue was paused meanwhile
 				w.q.Signal()
 				untold = 0
 			} else if !w.q.Wait() {
@@ -115,6 +115,7 @@ func (w *worker) take() bool {
 			}
 			continue
 		}
+		w.pace.Took()
 		if w.begin() && !w.prompt() {
 			if untold > 0 {
 				w.q.Signal()
@@ -122,9 +123,11 @@ func (w *worker) take() bool {
 			return true
 		}
 		w.q.Push(w.c)
-		if untold++; untold == promptBatch {
-			w.q.Signal()
+		untold++
+		if !w.pace.More(untold) {
+			w.pace.Tell()
 			untold = 0
+			w.pace.Watch()
 		}
 	}
 }
@@ -168,9 +171,18 @@ func (w *worker) prompt() bool {
 		if n > promptMax || w.flushEach || w.d.features&FeatureReadOnly != 0 {
 			return false
 		}
-		if off, err := w.span(w.sector, n); err != nil || !w.image.TryWritevAt(w.c.Readable(), off) {
+		off, err := w.span(w.sector, n)
+		if err != nil {
 			return false
 		}
+		if w.image.TryWritevAt(w.c.Readable(), off) {
+			break
+		}
+		if w.writes == nil || !w.writes.quick() || off%habitPage != 0 || n%habitPage != 0 {
+			return false
+		}
+		w.end(w.write())
+		return true
 	default:
 		return false
 	}
@@ -254,18 +266,7 @@ func (w *worker) do() error {
 		if w.d.features&FeatureReadOnly != 0 {
 			return ErrReadOnly
 		}
-		off, err := w.span(sector, w.c.ReadableLen())
-		if err != nil {
-			return err
-		}
-		n, err := WriteVec(img, w.c.Readable(), off)
-		if err == nil && uint64(n) != w.c.ReadableLen() {
-			err = io.ErrShortWrite
-		}
-		if err == nil && w.flushEach {
-			err = img.(Flusher).Flush()
-		}
-		return err
+		return w.write()
 	case RequestFlush:
 		// A driver without FLUSH has a disk that writes through: whatever it was
 		// told is done is stable already (5.2.6.2, the first condition), and there
@@ -283,6 +284,31 @@ func (w *worker) do() error {
 		return w.clear(w.kind)
 	}
 	return errUnsupported
+}
+
+// write carries out a write.
+func (w *worker) write() error {
+	want := w.c.ReadableLen()
+	off, err := w.span(w.sector, want)
+	if err != nil {
+		return err
+	}
+	var start time.Duration
+	timed := w.writes != nil && want <= promptMax
+	if timed {
+		start = w.d.clock.Now()
+	}
+	n, err := WriteVec(w.d.img, w.c.Readable(), off)
+	if timed {
+		w.writes.took(w.d.clock.Now() - start)
+	}
+	if err == nil && uint64(n) != want {
+		err = io.ErrShortWrite
+	}
+	if err == nil && w.flushEach {
+		err = w.d.img.(Flusher).Flush()
+	}
+	return err
 }
 
 // span checks a transfer of n bytes at a sector against the disk, charges it to
