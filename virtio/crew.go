@@ -2,7 +2,12 @@ package virtio
 
 import (
 	"sync"
+	"time"
 )
+
+// crewPatience is how long the listener may be at something that was to be quick, or up
+// to twice as long, before others take its place.
+const crewPatience = 10 * time.Millisecond
 
 // Crew is the workers of one queue, one request each at a time. One of them listens:
 // it takes requests from the queue and, when there is none, waits for the bell. Having
@@ -11,13 +16,27 @@ import (
 // The next listener looks at the queue before it waits, and so asks the driver to
 // ring for what comes while the first is at work, however long that takes.
 //
+// What is likely to be quick the listener does in its place, between [Crew.Enter] and
+// [Crew.Exit]: that spares waking another one. If it takes long after all, others take
+// the place.
+//
 // The zero value is ready to use.
 type Crew struct {
+	// Late is called, from a goroutine of its own, when a listener has lost its place. It
+	// is set before the first use.
+	Late func()
+
 	mu        sync.Mutex
 	listening bool
 	called    bool            // an idle worker was called and is not here yet
 	over      bool            // the queue is stopped
 	idle      []chan struct{} // of idle workers: the last one's caches are the warmest
+
+	inside  *bool // the listener's, between Enter and Exit: set when it has lost the place
+	entered uint  // how often one has entered
+	seen    uint  // entered, when the watch last looked
+	watched bool  // the watch will look
+	watch   *time.Timer
 }
 
 // Listen waits for the listener's place and reports false when the queue is
@@ -44,12 +63,72 @@ func (c *Crew) Listen(call chan struct{}) bool {
 func (c *Crew) Leave(over bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.leave(over)
+}
+
+// leave is called under mu.
+func (c *Crew) leave(over bool) {
 	c.listening, c.over = false, c.over || over
+	if c.over && c.watch != nil {
+		c.watch.Stop()
+	}
 	for len(c.idle) > 0 && (c.over || !c.called) {
 		last := len(c.idle) - 1
 		call := c.idle[last]
 		c.idle = c.idle[:last]
 		c.called = true
 		call <- struct{}{}
+	}
+}
+
+// Enter says that the listener begins with something that is likely to be quick. lost is
+// its own, and false.
+func (c *Crew) Enter(lost *bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inside = lost
+	c.entered++
+	switch {
+	case c.watched:
+		return
+	case c.watch == nil:
+		c.watch = time.AfterFunc(crewPatience, c.look)
+	default:
+		c.watch.Reset(crewPatience)
+	}
+	c.watched = true
+}
+
+// Exit ends what Enter began, and reports whether the caller still is the listener.
+func (c *Crew) Exit(lost *bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if *lost {
+		*lost = false
+		return false
+	}
+	c.inside = nil
+	return true
+}
+
+// look gives the place to others if the listener is inside since the last look. It looks
+// again as long as some enter.
+func (c *Crew) look() {
+	c.mu.Lock()
+	late := false
+	switch {
+	case c.over || c.inside == nil && c.entered == c.seen:
+		c.watched = false
+	case c.entered == c.seen:
+		*c.inside, c.inside, late = true, nil, true
+		c.watched = false
+		c.leave(false)
+	default:
+		c.seen = c.entered
+		c.watch.Reset(crewPatience)
+	}
+	c.mu.Unlock()
+	if late && c.Late != nil {
+		c.Late()
 	}
 }

@@ -1,17 +1,16 @@
 package virtio
 
-import (
-	"time"
-
-	"golang.org/x/sys/unix"
-)
+import "time"
 
 const (
 	// paceMost is how many requests the driver is told of at once at most.
 	paceMost = 16
 	// paceWindow is how long one look out for more takes at most.
 	paceWindow = 100 * time.Microsecond
-	// paceTurn is where a driver's turn is taken for a rest.
+	// paceHold is how many windows old the first untold request may be when another one
+	// is taken or looked out for.
+	paceHold = 4
+	// paceTurn is the longest that a driver's turn is taken for one: who takes longer rests.
 	paceTurn = 1 * time.Millisecond
 )
 
@@ -33,15 +32,19 @@ const (
 // told to its next request, half of which a request spares that comes before. For no
 // longer than that is waited for one that is to share an interrupt, since who takes
 // longer would have been quicker had he been told, and never longer than 100
-// microseconds. What is not worth it is tried one time in 64 all the same.
+// microseconds. What is not worth it is tried one time in 64 all the same. A look is for
+// nothing too where the processor was given to others meanwhile.
 //
-// A Pace belongs to the one goroutine that serves the queue.
+// Looking takes the processor, and the place among the runtime's processors: there is no
+// look without a request before it, and none is longer than two turns.
+//
+// A Pace is used by one goroutine at a time, the one that listens to the queue.
 type Pace struct {
 	pending func() bool // a request waits to be popped
 	tell    func()
 	now     func() time.Duration
-	yield   func()
 
+	first time.Duration  // when the first untold request was done
 	told  time.Duration  // when the driver was, or 0 if its turn is over
 	turn  time.Duration  // how long it took of late
 	looks [paceMost]look // for one more request, by the number of untold ones
@@ -50,24 +53,26 @@ type Pace struct {
 // NewPace returns what is to serve q in step with its driver.
 func NewPace(q *Queue) *Pace {
 	start := time.Now()
-	p := &Pace{pending: q.Pending, tell: q.Signal, now: func() time.Duration { return time.Since(start) }, yield: yieldCPU}
+	p := &Pace{pending: q.Pending, tell: q.Signal, now: func() time.Duration { return time.Since(start) }}
 	p.init()
 	return p
 }
 
 func (p *Pace) init() {
+	p.turn = paceWindow
 	for i := range p.looks {
 		p.looks[i].chance = lookHope
 	}
 }
 
-// yieldCPU lets a vCPU run that waits for this processor.
-func yieldCPU() { _, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
-
 // More reports whether there is a request that should be taken before the driver is told
 // of the untold ones that were pushed. If not, [Pace.Tell] is due.
 func (p *Pace) More(untold int) bool {
-	return untold < paceMost && p.look(untold, min(p.turn/2, paceWindow))
+	now, window := p.now(), min(p.turn/2, paceWindow)
+	if untold == 1 {
+		p.first = now
+	}
+	return untold < paceMost && now-p.first <= paceHold*window && p.look(untold, window)
 }
 
 // Tell is [Queue.Signal].
@@ -81,7 +86,9 @@ func (p *Pace) Took() {
 	if p.told == 0 {
 		return
 	}
-	p.turn += (min(p.now()-p.told, paceTurn) - p.turn) / 8
+	if turn := p.now() - p.told; turn <= paceTurn {
+		p.turn += (turn - p.turn) / 8
+	}
 	p.told = 0
 }
 
@@ -97,18 +104,21 @@ func (p *Pace) look(untold int, window time.Duration) bool {
 		l.won()
 		return true
 	}
-	if window == 0 || !p.worth(untold, window) && l.seldom() {
+	if !p.worth(untold, window) && l.seldom() {
 		return false
 	}
-	for end := p.now() + window; p.now() < end; {
-		p.yield()
-		if p.pending() {
+	end := p.now() + window
+	for {
+		pending, now := p.pending(), p.now()
+		switch {
+		case pending && now <= end:
 			l.won()
 			return true
+		case now > end:
+			l.lost()
+			return pending
 		}
 	}
-	l.lost()
-	return false
 }
 
 // worth reports whether a look is likely to save more than it costs. One more request

@@ -224,7 +224,7 @@ func (d *Device) Activate(a virtio.Activation) error {
 		if q == nil || i > 0 && a.Features&FeatureMultiQueue == 0 {
 			continue
 		}
-		c, p := &virtio.Crew{}, virtio.NewPace(q)
+		c, p := &virtio.Crew{Late: func() { d.late(q) }}, virtio.NewPace(q)
 		for range max(1, min(d.opts.Workers, MaxWorkers/d.opts.Queues)) {
 			w := newWorker(d, q, c, p, a)
 			w.debt = debt
@@ -232,6 +232,13 @@ func (d *Device) Activate(a virtio.Activation) error {
 		}
 	}
 	return nil
+}
+
+// late is called when a write that was to be quick holds who listens to q: what else it
+// has done is told, and writes are left to workers again.
+func (d *Device) late(q *virtio.Queue) {
+	d.writes.broken()
+	q.Signal()
 }
 
 // Reset implements virtio.Device.

@@ -60,6 +60,14 @@ type request struct {
 // each in a descriptor of its own, behind an indirect one.
 func (d disk) begin(queue int, kind uint32, sector uint64, out []byte, n int) *request {
 	d.t.Helper()
+	r := d.prepare(queue, kind, sector, out, n)
+	r.queue.Kick()
+	return r
+}
+
+// prepare is begin without the notification.
+func (d disk) prepare(queue int, kind uint32, sector uint64, out []byte, n int) *request {
+	d.t.Helper()
 	r := &request{d: d, queue: d.Queues[queue], in: d.In(n), status: d.In(1)}
 	bufs := []virtiotest.Buffer{d.Out(header(kind, sector))}
 	if len(out) > 0 {
@@ -69,7 +77,6 @@ func (d disk) begin(queue int, kind uint32, sector uint64, out []byte, n int) *r
 		bufs = append(bufs, r.in)
 	}
 	r.head = r.queue.AddIndirect(append(bufs, r.status)...)
-	r.queue.Kick()
 	return r
 }
 

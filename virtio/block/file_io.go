@@ -41,11 +41,6 @@ func (f *File) ReadvAt(bufs [][]byte, off int64) (int, error) {
 	if off+total > f.end.Load() {
 		return 0, f.failAt("read", total, off, io.ErrUnexpectedEOF)
 	}
-	// The runtime need not be told of a large copy: it would hand the processor on,
-	// and look around for as long as the copy takes.
-	if total > promptMax && !f.prompt.inMemory && !f.prompt.noRead.Load() && f.try(unix.SYS_PREADV2, &f.prompt.noRead, bufs, off, total) {
-		return int(total), nil
-	}
 	n, err := f.transfer(unix.SYS_PREADV, bufs, off, total)
 	if err != nil {
 		return int(n), f.failAt("read", total, off, err)
@@ -105,7 +100,7 @@ func (f *File) transfer(trap uintptr, bufs [][]byte, off, total int64) (int64, e
 	if f.direct != nil {
 		return f.transferDirect(trap, bufs, off, total)
 	}
-	return f.loop(trap, bufs, off, 0, total)
+	return f.loop(trap, bufs, off, f.cached(trap, bufs, off, total), total)
 }
 
 // loop moves the bytes of bufs from byte done up to byte total, which lie at

@@ -25,15 +25,20 @@ const (
 	habitMost  = 32
 )
 
-// habit is how long small writes have taken of late. As long as they are quick whoever
-// serves a queue carries them out itself; when they are not, several are worked on at a
-// time.
+// habit is how long small writes of whole pages have taken of late. As long as they are
+// quick whoever serves a queue carries them out itself, one after the other; when they are
+// not, several are worked on at a time.
 type habit struct {
 	count atomic.Int32
 }
 
-// habitPage is what a page of the host's memory holds.
+// habitPage is how many bytes a page of the host's memory has.
 const habitPage = 4096
+
+// concerns reports whether a write is of the kind that the habit is of.
+func (h *habit) concerns(off, n int64) bool {
+	return n <= promptMax && off%habitPage == 0 && n%habitPage == 0
+}
 
 func (h *habit) quick() bool { return h.count.Load() >= habitQuick }
 
@@ -47,3 +52,6 @@ func (h *habit) took(d time.Duration) {
 		h.count.Store(count) // of two at the same time one is lost, and that is all
 	}
 }
+
+// broken is for a write that is so slow that nobody waits for its end.
+func (h *habit) broken() { h.count.Store(0) }

@@ -136,6 +136,24 @@ func TestPromptBurst(t *testing.T) {
 	}
 }
 
+// TestPromptBurstIsToldAtOnce: a driver without the event index would be interrupted for
+// each request.
+func TestPromptBurstIsToldAtOnce(t *testing.T) {
+	img := &moody{Memory: block.NewMemory(1 << 20)}
+	img.willing.Store(true)
+	d := attach(t, virtiotest.OpenMMIO, img, block.Options{}, virtio.FeatureIndirectDesc)
+	const n = 40
+	for i := range n {
+		d.prepare(0, block.RequestIn, uint64(i), nil, 512)
+	}
+	d.Queues[0].Kick()
+	for range n {
+		d.Queues[0].Next()
+	}
+	require.NoError(t, d.Function.Pause(patient(t))) // what is done was told then
+	assert.Less(t, d.QueueIRQ.Count(), n/2)
+}
+
 func TestFileTries(t *testing.T) {
 	dirs := map[string]string{"file": t.TempDir()}
 	if dir, err := os.MkdirTemp("/dev/shm", "vole-test"); err == nil {

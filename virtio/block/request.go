@@ -47,6 +47,8 @@ type worker struct {
 	q         *virtio.Queue
 	crew      *virtio.Crew
 	pace      *virtio.Pace  // the listener's
+	late      bool          // the crew's, under its lock
+	lost      bool          // the listener's place, to others
 	call      chan struct{} // the crew's, to this worker
 	c         *virtio.Chain
 	fail      func(error)
@@ -86,8 +88,10 @@ func newWorker(d *Device, q *virtio.Queue, c *virtio.Crew, p *virtio.Pace, a vir
 func (w *worker) run() {
 	w.wait(w.debt)
 	for w.crew.Listen(w.call) {
-		ok := w.take()
-		w.crew.Leave(!ok)
+		ok, listening := w.take()
+		if listening {
+			w.crew.Leave(!ok)
+		}
 		if ok {
 			w.end(w.do())
 			w.q.Push(w.c)
@@ -102,16 +106,18 @@ func (w *worker) run() {
 }
 
 // take waits for the next request that takes time, and carries out those that don't on
-// its way to it. It reports false when the queue is stopped.
-func (w *worker) take() bool {
+// its way to it. ok is false when the queue is stopped, or when one of those has taken so
+// long that others have the listener's place: listening is false then.
+func (w *worker) take() (ok, listening bool) {
 	untold := 0
 	for {
 		if !w.q.Pop(w.c) {
-			if untold > 0 { // the queue was paused meanwhile
+			// What is untold here was followed by a pause, or a driver that goes back.
+			if untold > 0 {
 				w.q.Signal()
 				untold = 0
 			} else if !w.q.Wait() {
-				return false
+				return false, true
 			}
 			continue
 		}
@@ -120,9 +126,14 @@ func (w *worker) take() bool {
 			if untold > 0 {
 				w.q.Signal()
 			}
-			return true
+			return true, true
 		}
 		w.q.Push(w.c)
+		if w.lost {
+			w.lost = false
+			w.q.Signal()
+			return false, false
+		}
 		untold++
 		if !w.pace.More(untold) {
 			w.pace.Tell()
@@ -178,10 +189,12 @@ func (w *worker) prompt() bool {
 		if w.image.TryWritevAt(w.c.Readable(), off) {
 			break
 		}
-		if w.writes == nil || !w.writes.quick() || off%habitPage != 0 || n%habitPage != 0 {
+		if w.writes == nil || !w.writes.quick() || !w.writes.concerns(off, int64(n)) {
 			return false
 		}
+		w.crew.Enter(&w.late)
 		w.end(w.write())
+		w.lost = !w.crew.Exit(&w.late)
 		return true
 	default:
 		return false
@@ -294,7 +307,7 @@ func (w *worker) write() error {
 		return err
 	}
 	var start time.Duration
-	timed := w.writes != nil && want <= promptMax
+	timed := w.writes != nil && w.writes.concerns(off, int64(want))
 	if timed {
 		start = w.d.clock.Now()
 	}

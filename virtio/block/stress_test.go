@@ -22,7 +22,7 @@ import (
 type watched struct {
 	*blocktest.Faulty
 	memory  *block.Memory // what is under it
-	slow    time.Duration
+	slow    atomic.Int64  // nanoseconds that an operation takes longer
 	closed  atomic.Bool
 	late    atomic.Int64 // operations that began or ended while closed
 	running atomic.Int64
@@ -30,7 +30,9 @@ type watched struct {
 
 func watch(slow time.Duration) *watched {
 	m := block.NewMemory(mib)
-	return &watched{Faulty: blocktest.NewFaulty(m), memory: m, slow: slow}
+	w := &watched{Faulty: blocktest.NewFaulty(m), memory: m}
+	w.slow.Store(int64(slow))
+	return w
 }
 
 func (w *watched) use(f func() (int, error)) (int, error) {
@@ -38,8 +40,8 @@ func (w *watched) use(f func() (int, error)) (int, error) {
 	defer w.running.Add(-1)
 	w.look()
 	defer w.look()
-	if w.slow > 0 {
-		time.Sleep(w.slow) // what is being tested is that others wait for it
+	if slow := time.Duration(w.slow.Load()); slow > 0 {
+		time.Sleep(slow) // what is being tested is that others wait for it
 	}
 	return f()
 }
@@ -85,8 +87,23 @@ func (h hasty) TryWritevAt(bufs [][]byte, off int64) (done bool) {
 	return done
 }
 
+// habitual is a watched image whose writes are quick by habit, and never said to be.
+type habitual struct{ *watched }
+
+func (habitual) Buffered() bool                     { return true }
+func (habitual) TryReadvAt([][]byte, int64) bool    { return false }
+func (h habitual) TryWritevAt([][]byte, int64) bool { return false }
+
+// habituate has d's image, which is habitual, written until that is its habit.
+func habituate(t testing.TB, d disk) {
+	t.Helper()
+	for range 64 {
+		require.EqualValues(t, ok, d.write(0, make([]byte, 4096)))
+	}
+}
+
 // eachKind runs f on both transports with a disk whose image is watched: one that may
-// always wait, and one that is asked not to at first.
+// always wait, one that is asked not to at first, and one that has not waited of late.
 func eachKind(t *testing.T, slow time.Duration, o block.Options, f func(t *testing.T, d disk, img *watched)) {
 	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
 		t.Run("waits", func(t *testing.T) {
@@ -101,6 +118,13 @@ func eachKind(t *testing.T, slow time.Duration, o block.Options, f func(t *testi
 			f(t, attach(t, open, hasty{img, h}, o, 0), img)
 			tried, _ := h.Tried()
 			assert.NotZero(t, tried)
+		})
+		t.Run("habit", func(t *testing.T) {
+			img := watch(0)
+			d := attach(t, open, habitual{img}, o, 0)
+			habituate(t, d)
+			img.slow.Store(int64(slow))
+			f(t, d, img)
 		})
 	})
 }

@@ -37,3 +37,37 @@ func TestStuckRequestHoldsNoOther(t *testing.T) {
 		}
 	})
 }
+
+// TestStuckWriteHoldsNoOther: a write that was expected to be quick, and so is at work
+// where the queue is listened to, hangs. What was done before it is told, and what comes
+// behind it is carried out, others like it too.
+func TestStuckWriteHoldsNoOther(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		img := watch(0)
+		d := attach(t, open, habitual{img}, block.Options{Workers: 4}, 0)
+		habituate(t, d)
+		stuck := img.Add(blocktest.Fault{Ops: blocktest.Write, To: 8192, Block: true})
+		t.Cleanup(stuck.Release)
+		page := pattern(4096, 1)
+		quick := d.prepare(0, block.RequestOut, 64, page, 0)
+		first := d.prepare(0, block.RequestOut, 0, page, 0)
+		quick.queue.Kick()
+		receive(t, stuck.Arrived())
+		assert.EqualValues(t, ok, quick.end())
+		second := d.begin(0, block.RequestOut, 8, page, 0)
+		receive(t, stuck.Arrived())
+		for i := range 20 {
+			_, status := d.read(uint64(i+100), 512)
+			assert.EqualValues(t, ok, status)
+			assert.EqualValues(t, ok, d.write(uint64(i+100)*8, page))
+		}
+		stuck.Release()
+		for range 2 {
+			d.Queues[0].Next()
+		}
+		for _, r := range []*request{first, second} {
+			assert.EqualValues(t, ok, d.Bytes(r.status)[0])
+		}
+		habituate(t, d)
+	})
+}

@@ -220,7 +220,10 @@ done
 	for round := range rounds {
 		disk := image(t, record*records)
 		r := start(t, append(args, "--disk", disk)...)
-		require.True(t, r.out.until("SYNCED 1"), r.out.String())
+		if !r.out.until("SYNCED 1") {
+			res := r.wait()
+			require.Fail(t, "no record was synced", "round %d: code %d\nconsole: %s\nstderr: %s", round, res.code, res.stdout, res.stderr)
+		}
 		after := time.NewTimer(rand.N(1500 * time.Millisecond))
 		<-after.C
 		require.NoError(t, r.cmd.Process.Kill())
