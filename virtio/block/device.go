@@ -14,8 +14,9 @@ import (
 const (
 	// MaxSerial is the longest serial number, in bytes (VIRTIO 1.2, 5.2.6).
 	MaxSerial = 20
-	// DefaultQueueSize is the number of descriptors of each queue.
-	DefaultQueueSize = 256
+	// DefaultQueueSize is the number of descriptors of each queue: a request of 1 MiB
+	// in single pages needs 258, and would be two requests of a queue of 256.
+	DefaultQueueSize = 512
 	// DefaultWorkers is how many requests of a queue are worked on at a time.
 	DefaultWorkers = 8
 	// MaxQueues is the most queues that a disk has.

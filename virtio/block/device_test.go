@@ -39,7 +39,7 @@ func TestConfigSpace(t *testing.T) {
 			want block.Config
 		}{
 			{"memory", block.NewMemory(mib), block.Options{}, block.Config{
-				Capacity: 2048, SegMax: 254, BlockSize: 512, PhysicalBlockExp: 3, MinIOSize: 8, NumQueues: 1,
+				Capacity: 2048, SegMax: 510, BlockSize: 512, PhysicalBlockExp: 3, MinIOSize: 8, NumQueues: 1,
 				DiscardSectorAlignment: 8,
 			}},
 			{"large blocks, several queues", coarse{block.NewMemory(mib), 4096, 4096}, block.Options{Queues: 4, QueueSize: 64}, block.Config{
@@ -51,7 +51,7 @@ func TestConfigSpace(t *testing.T) {
 				DiscardSectorAlignment: 1,
 			}},
 			{"physical smaller than logical", coarse{block.NewMemory(mib), 4096, 512}, block.Options{}, block.Config{
-				Capacity: 2048, SegMax: 254, BlockSize: 4096, PhysicalBlockExp: 0, MinIOSize: 1, NumQueues: 1,
+				Capacity: 2048, SegMax: 510, BlockSize: 4096, PhysicalBlockExp: 0, MinIOSize: 1, NumQueues: 1,
 				DiscardSectorAlignment: 8,
 			}},
 		} {

@@ -10,7 +10,7 @@ import (
 
 // iovMax is how many buffers one system call takes here: a virtio request has
 // seg_max of them and seldom more. The kernel's limit is 1024.
-const iovMax = 256
+const iovMax = 512
 
 // iovecs is a reused argument of preadv and pwritev. unix.Preadv makes a new
 // one in each call.
