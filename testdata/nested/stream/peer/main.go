@@ -83,6 +83,7 @@ func serve(address string, count int) error {
 		}
 		go func() {
 			err := stream.Serve(c)
+			_, _ = io.Copy(io.Discard, c) // until the client has got everything: the guest may end behind this
 			c.Close()
 			errs <- err
 		}()
