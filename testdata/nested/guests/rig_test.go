@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -137,6 +138,24 @@ func start(t testing.TB, args ...string) *running {
 // startWithin starts a vole command that is killed after bound.
 func startWithin(t testing.TB, bound time.Duration, args ...string) *running {
 	t.Helper()
+	r := prepare(t, bound, args...)
+	require.NoError(t, r.cmd.Start())
+	return r
+}
+
+// startTyped is start for a guest at whose console the test types.
+func startTyped(t testing.TB, args ...string) (*running, io.Writer) {
+	t.Helper()
+	r := prepare(t, bootBound, args...)
+	keys, err := r.cmd.StdinPipe()
+	require.NoError(t, err)
+	require.NoError(t, r.cmd.Start())
+	return r, keys
+}
+
+// prepare is startWithin without the start.
+func prepare(t testing.TB, bound time.Duration, args ...string) *running {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), bound)
 	r := &running{t: t, out: newWatched(), cancel: cancel}
 	r.cmd = exec.CommandContext(ctx, asset(t, nested.AssetVole), args...)
@@ -146,7 +165,6 @@ func startWithin(t testing.TB, bound time.Duration, args ...string) *running {
 	r.cmd.Cancel = func() error { return r.cmd.Process.Signal(syscall.SIGQUIT) }
 	r.cmd.WaitDelay = 30 * time.Second
 	r.ctx = ctx
-	require.NoError(t, r.cmd.Start())
 	t.Cleanup(cancel)
 	return r
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // TestSocat: the sockets as any program has them: socat on both sides, into the
-// guest by the line that names the port, and out of it.
+// guest by the line that names the port, and out of it, with bytes both ways on each.
 func TestSocat(t *testing.T) {
 	nested.RequireSuite(t, nested.SuiteMatrix)
 	tools, err := nested.Programs(nested.ComponentNet, "bin/socat")
@@ -26,15 +26,16 @@ func TestSocat(t *testing.T) {
 	kernel := nested.KernelCloud61
 	path := filepath.Join(t.TempDir(), "v")
 	initrd := moduleInitWith(t, kernel, vsockModules, maps.Clone(tools), `
-echo out of the guest | socat - VSOCK-CONNECT:2:7005
+echo out of the guest | socat -t60 - VSOCK-CONNECT:2:7005
 socat VSOCK-LISTEN:7004 SYSTEM:'read line; echo "the guest heard: $line"'
+read end
 `)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	server, err := nested.ProgramCommand(ctx, nested.ComponentNet, "bin/socat", "-u", "UNIX-LISTEN:"+path+"_7005", "-")
+	server, err := nested.ProgramCommand(ctx, nested.ComponentNet, "bin/socat", "-t60", "UNIX-LISTEN:"+path+"_7005", "-")
 	require.NoError(t, err)
 	heard := new(strings.Builder)
-	server.Stdout = heard
+	server.Stdin, server.Stdout = strings.NewReader("the host answers\n"), heard
 	require.NoError(t, server.Start())
 	answer := make(chan string, 1)
 	go func() {
@@ -52,12 +53,22 @@ socat VSOCK-LISTEN:7004 SYSTEM:'read line; echo "the guest heard: $line"'
 		})
 		answer <- string(out)
 	}()
-	r := vole(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-a", "quiet", "--boot", "vmlinux", "--vsock", path)
+	run, keys := startTyped(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-a", "quiet", "--boot", "vmlinux", "--vsock", path)
+	var lines []string
+	select {
+	case text := <-answer:
+		lines = strings.SplitN(text, "\n", 2)
+		_, err = keys.Write([]byte("\n")) // the guest may end: nothing is under way
+		require.NoError(t, err)
+	case <-ctx.Done():
+		require.Fail(t, "no answer", "console: %s", run.out)
+	}
+	r := run.wait()
 	said := "console: " + r.stdout + "\nstderr: " + r.stderr
 	require.Equal(t, 0, r.code, said)
 	require.NoError(t, server.Wait(), said)
 	assert.Equal(t, "out of the guest\n", heard.String(), said)
-	lines := strings.SplitN(<-answer, "\n", 2)
+	assert.Contains(t, r.stdout, "the host answers\r\n", said)
 	require.Len(t, lines, 2, said)
 	assert.Regexp(t, `^OK \d+$`, lines[0])
 	assert.Equal(t, "the guest heard: into the guest\n", lines[1])
