@@ -5,6 +5,7 @@
 //	peer VERB BYTES ADDRESS             one exchange: send, recv, echo, sink, source, turns
 //	peer many COUNT BYTES ADDRESS       so many connections at once, an echo on each
 //	peer udp COUNT BYTES HOST:PORT      so many datagrams to who echoes them, and how many are lost
+//	peer junk COUNT INTERFACE/MAC       so many frames of garbage, to that neighbour
 //
 // ADDRESS is tcp:HOST:PORT or vsock:CID:PORT. What came of it is one line that
 // begins with PEER.
@@ -57,6 +58,10 @@ func run(args []string) error {
 	case verb == "udp" && len(numbers) == 2:
 		lost, err := datagrams(address, int(numbers[0]), int(numbers[1]))
 		fmt.Printf("LOST %d of %d\n", lost, numbers[0])
+		return err
+	case verb == "junk" && len(numbers) == 1:
+		refused, err := junk(address, int(numbers[0]))
+		fmt.Printf("JUNK %d sent, %d refused\n", numbers[0]-int64(refused), refused)
 		return err
 	case len(numbers) == 1:
 		c, err := dial()
