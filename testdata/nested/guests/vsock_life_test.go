@@ -55,6 +55,14 @@ func ends(t testing.TB, c net.Conn) int64 {
 	return n
 }
 
+// anonymous is what a process has resident that is no file's, in MiB.
+func anonymous(t testing.TB, pid int) float64 {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	require.NoError(t, err)
+	return float64(number(t, `RssAnon:\s*(\d+) kB`, string(status))) / 1024
+}
+
 // TestVsockNeverRead: programs on the host that accept connections and read nothing: the
 // guest's writer waits, vole keeps no more than the connections' credit, and another
 // connection works. When they read at last, all is there.
@@ -82,17 +90,17 @@ peer echo 1000000 vsock:2:7001
 echo OTHERS
 wait
 `, conns, bytes))
-		// 128 MiB is how resident knows the guest's memory.
-		r := start(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "128M", "-a", "quiet", "--boot", "vmlinux",
+		// The guest's memory, in a memfd, is not anonymous.
+		r := start(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "--memory-backing", "memfd", "-a", "quiet", "--boot", "vmlinux",
 			"--vsock", path, "--transport", transport)
 		require.True(t, r.out.until("READY"), r.out)
-		_, _, before := resident(t, r.cmd.Process.Pid)
+		before := anonymous(t, r.cmd.Process.Pid)
 		var silent []net.Conn
 		for range conns {
 			silent = append(silent, accepted(t, l))
 		}
 		require.True(t, r.out.until("OTHERS"), r.out)
-		_, _, after := resident(t, r.cmd.Process.Pid)
+		after := anonymous(t, r.cmd.Process.Pid)
 		t.Logf("%.1f MiB anonymous, %.1f MiB with %d connections that nobody reads", before, after, conns)
 		for _, c := range silent {
 			go func() { _ = stream.Serve(c) }() // the guest says what was wrong
@@ -100,9 +108,9 @@ wait
 		res := r.wait()
 		said := "console: " + res.stdout + "\nstderr: " + res.stderr
 		require.Equal(t, 0, res.code, said)
-		stuck := number(t, `STUCK at (\d+)`, res.stdout)
-		assert.Less(t, stuck, conns*bytes/2, said)
-		assert.Less(t, after-before, 16.0, "MiB")
+		assert.Less(t, number(t, `STUCK at (\d+)`, res.stdout), conns*bytes/2, said)
+		// The credit of all is 8 MiB, and Go's heap has garbage.
+		assert.Less(t, after-before, 24.0, "MiB")
 		assert.NotContains(t, res.stdout, "FAILED", said)
 		assert.Len(t, peerLines(res.stdout), 3, said)
 		assert.Empty(t, res.stderr)
