@@ -30,6 +30,10 @@ func junk(address string, count int) (refused int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	own, err := ownAddress(ifi)
+	if err != nil {
+		return 0, err
+	}
 	// Protocol 0: it receives nothing.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -47,7 +51,7 @@ func junk(address string, count int) (refused int, err error) {
 		_, _ = noise.Read(b)
 		junkOffload(r, b[:vnetSize], len(b)-vnetSize, ifi.MTU)
 		if len(b) >= vnetSize+ethernetSize {
-			junkPacket(r, b[vnetSize:], neighbour)
+			junkPacket(r, b[vnetSize:], neighbour, own)
 		}
 		err := unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: ifi.Index})
 		switch {
@@ -60,6 +64,20 @@ func junk(address string, count int) (refused int, err error) {
 		}
 	}
 	return refused, nil
+}
+
+// ownAddress is the IPv4 address of an interface.
+func ownAddress(ifi *net.Interface) (net.IP, error) {
+	list, err := ifi.Addrs()
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range list {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil {
+			return n.IP.To4(), nil
+		}
+	}
+	return nil, fmt.Errorf("%s has no IPv4 address", ifi.Name)
 }
 
 // junkLength is one of a frame, in bytes: runt, small, ordinary or oversize.
@@ -94,7 +112,7 @@ func junkOffload(r *rand.Rand, h []byte, frame, mtu int) {
 }
 
 // junkPacket makes a frame of random bytes one that is looked into, mostly.
-func junkPacket(r *rand.Rand, b []byte, neighbour net.HardwareAddr) {
+func junkPacket(r *rand.Rand, b []byte, neighbour net.HardwareAddr, own net.IP) {
 	if r.IntN(8) == 0 {
 		return
 	}
@@ -121,6 +139,13 @@ func junkPacket(r *rand.Rand, b []byte, neighbour net.HardwareAddr) {
 		if r.IntN(4) > 0 {
 			binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
 			p[6], p[7] = 0, 0 // no fragment
+		}
+		if r.IntN(4) > 0 {
+			copy(p[12:], own)
+		}
+		if r.IntN(2) == 0 {
+			copy(p[16:], own[:3])
+			p[19] = byte(r.IntN(5))
 		}
 		ipChecksum(p[:20])
 	}
