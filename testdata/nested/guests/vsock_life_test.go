@@ -82,14 +82,14 @@ last=0 still=0
 while [ $still -lt 20 ]; do
 	usleep 50000
 	now=$(written $!)
-	if [ $now = $last ] && [ $now -gt 1000000 ]; then still=$((still+1)); else still=0; fi
+	if [ $now = $last ] && [ $now -gt %d ]; then still=$((still+1)); else still=0; fi
 	last=$now
 done
 echo STUCK at $now
 peer echo 1000000 vsock:2:7001
 echo OTHERS
 wait
-`, conns, bytes))
+`, conns, bytes, conns*vsock.MaxWindow))
 		// The guest's memory, in a memfd, is not anonymous.
 		r := start(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "--memory-backing", "memfd", "-a", "quiet", "--boot", "vmlinux",
 			"--vsock", path, "--transport", transport)
