@@ -8,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/testdata/nested"
 )
 
 // TestGarbage: a guest sends thousands of frames that make no sense, runt and oversize
@@ -30,6 +32,9 @@ gateway=10.0.2.2
 `},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if c.name != "tap" {
+				nested.RequireSuite(t, nested.SuiteMatrix)
+			}
 			netKernels(t, c.turn, func(t *testing.T, kernel, transport string) {
 				n := ownNetwork(t)
 				makeTap(t)

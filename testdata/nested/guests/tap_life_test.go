@@ -13,6 +13,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/testdata/nested"
 )
 
 // makeTap makes tap0 with the host's address 10.9.0.1.
@@ -110,6 +112,7 @@ func flood(t testing.TB) {
 // (SIGSTOP), and finds a full tap for a guest that has seen no interrupt for as long. At
 // last the guest has a flood and traffic at once, on its one CPU.
 func TestTapStarved(t *testing.T) {
+	nested.RequireSuite(t, nested.SuiteMatrix)
 	netKernels(t, 2, func(t *testing.T, kernel, transport string) {
 		n := ownNetwork(t)
 		makeTap(t)

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vole-vmm/vole/testdata/nested"
 	"github.com/vole-vmm/vole/testdata/nested/stream"
 	"github.com/vole-vmm/vole/virtio"
 	"github.com/vole-vmm/vole/virtio/vsock"
@@ -67,6 +68,7 @@ func anonymous(t testing.TB, pid int) float64 {
 // guest's writer waits, vole keeps no more than the connections' credit, and another
 // connection works. When they read at last, all is there.
 func TestVsockNeverRead(t *testing.T) {
+	nested.RequireSuite(t, nested.SuiteMatrix)
 	netKernels(t, 1, func(t *testing.T, kernel, transport string) {
 		const conns, bytes = 32, 2 << 20
 		path := filepath.Join(t.TempDir(), "v")
@@ -120,6 +122,7 @@ wait
 // TestVsockReset: connections that are broken off in the middle, by the host and by the
 // guest: the other end is told, and new connections work.
 func TestVsockReset(t *testing.T) {
+	nested.RequireSuite(t, nested.SuiteMatrix)
 	netKernels(t, 2, func(t *testing.T, kernel, transport string) {
 		path := filepath.Join(t.TempDir(), "v")
 		l := listenUnix(t, path+"_7000")
@@ -240,6 +243,7 @@ func moved(d *vsock.Device) [2]vsock.Traffic {
 // TestVsockPause: a machine is paused with connections open and one being made, again
 // and again: nothing moves meanwhile, nothing is lost, and the one is made afterwards.
 func TestVsockPause(t *testing.T) {
+	nested.RequireSuite(t, nested.SuiteMatrix)
 	netKernels(t, 1, func(t *testing.T, kernel, transport string) {
 		const rounds = 5
 		path := filepath.Join(t.TempDir(), "v")
