@@ -228,19 +228,26 @@ func (m *model) tell() bool {
 	return true
 }
 
-// feeder is an In that gives what it is fed, each piece to one Read.
+// feeder is an In that gives what it is fed, each piece to one Read, or to as many as it
+// takes.
 type feeder struct {
 	bytes  chan []byte
-	asking chan struct{} // one token: Read was called
+	asking chan struct{} // one token: Read was called, and there is nothing left
+	left   *[]byte       // of the last piece; Read's
 }
 
 func (f feeder) Read(p []byte) (int, error) {
-	f.asking <- struct{}{}
-	b, ok := <-f.bytes
-	if !ok {
-		return 0, io.EOF
+	if len(*f.left) == 0 {
+		f.asking <- struct{}{}
+		b, ok := <-f.bytes
+		if !ok {
+			return 0, io.EOF
+		}
+		*f.left = b
 	}
-	return copy(p, b), nil
+	n := copy(p, *f.left)
+	*f.left = (*f.left)[n:]
+	return n, nil
 }
 
 // feed returns when the reader has taken b and asks for more.
@@ -282,7 +289,7 @@ func newFuzzGuest(f *testing.F) *fuzzGuest {
 	require.NoError(f, err)
 	var ports []console.Port
 	for id := range fuzzPorts {
-		g.ins[id], g.outs[id] = feeder{make(chan []byte), make(chan struct{}, 1)}, newSink()
+		g.ins[id], g.outs[id] = feeder{make(chan []byte), make(chan struct{}, 1), new([]byte)}, newSink()
 		ports = append(ports, console.Port{Console: id == 0, Name: fuzzNames[id], In: g.ins[id], Out: g.outs[id], Closer: g.ins[id]})
 	}
 	g.dev, err = console.New(console.Options{Ports: ports})
@@ -451,6 +458,11 @@ func FuzzDevice(f *testing.F) {
 	f.Add([]byte{3, opRaw, 3, 2, 0, 0, 3, 0, 1, 0, 0, 0, 2, 0, 5, 0, opRaw, 7, 0, 0xff, 0xff, 2, 0})
 	f.Add([]byte{3, opRaw, 5, 3, 0, 0, 255, 2, 0, 0, 255, 2, 0, 0, 255, 2, 0, 0, 255, 2, opRaw, 5, 1, 0, 0, 1, 1, 0, 0, 1, 0})
 	f.Add(slices.Concat([]byte{2}, say(2, 6, 1), say(9, 6, 1), say(1, 1, 1), say(1, 2, 1), say(0, 0, 0), []byte{opFeed, 2, 255, opRaw, 6, 1, 0, 0, 0, 1, 5, 5, 200, 1, opRaw, 6, 0, 1, 0, 99, 1}))
+	// One after the other: the ring is full across its end, so that the next Read has room
+	// for a byte, also when the guest has taken everything.
+	for _, n := range []int{8, 17, 1} {
+		f.Add(append([]byte{0}, bytes.Repeat([]byte{opFeed, 0, 255}, n)...))
+	}
 	g := newFuzzGuest(f)
 	var growth virtiotest.Growth
 	f.Fuzz(func(t *testing.T, input []byte) {
