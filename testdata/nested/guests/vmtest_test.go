@@ -91,8 +91,8 @@ func TestVMTest(t *testing.T) {
 		peer := vm.Command(asset(t, nested.AssetPeer), "serve", "1", "vsock:4294967295:7001")
 		require.NoError(t, peer.Start())
 		conn := vm.Dial(7001)
-		defer conn.Close()
 		assert.NoError(t, stream.Client(conn, "echo", 1<<20))
+		assert.NoError(t, conn.Close()) // the peer waits for it
 		assert.NoError(t, peer.Wait())
 	})
 	out, err := os.ReadFile(filepath.Join(share, "out"))
