@@ -371,8 +371,7 @@ func (f *fuzzed) run(script []byte) {
 		case opEvent:
 			copy(f.at(avail+4+2*uint64(f.config.Size), 2), arg(2))
 		case opReset:
-			f.regs().SetStatus(0)
-			require.Zero(f.t, f.regs().Status())
+			virtiotest.Reset(f.t, f.regs())
 			require.Empty(f.t, f.kept)
 			f.start()
 		case opPause:

@@ -177,8 +177,7 @@ func newFuzzGuest(f *testing.F, prompt bool) *fuzzGuest {
 
 // start resets the device and negotiates everything.
 func (g *fuzzGuest) start(t *testing.T) {
-	g.f.SetStatus(0)
-	require.Zero(t, g.f.Status())
+	virtiotest.Reset(t, g.f)
 	clear(g.rings)
 	g.idx = 0
 	s := virtio.StatusAcknowledge | virtio.StatusDriver

@@ -305,8 +305,7 @@ func newFuzzGuest(f *testing.F) *fuzzGuest {
 
 // start resets the device and negotiates.
 func (g *fuzzGuest) start(t *testing.T, features uint64) {
-	g.f.SetStatus(0)
-	require.Zero(t, g.f.Status())
+	virtiotest.Reset(t, g.f)
 	clear(g.rings)
 	g.idx = [fuzzQueues]uint16{}
 	s := virtio.StatusAcknowledge | virtio.StatusDriver

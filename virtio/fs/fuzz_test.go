@@ -98,8 +98,7 @@ func newFuzzGuest(f *testing.F) *fuzzGuest {
 
 // start resets the device and negotiates everything.
 func (g *fuzzGuest) start() {
-	g.f.SetStatus(0)
-	require.Zero(g.t, g.f.Status(), "the reset does not end")
+	virtiotest.Reset(g.t, g.f)
 	clear(g.rings)
 	g.idx, g.seen, g.slots, g.raw, g.dirty = [fuzzQueues]uint16{}, [fuzzQueues]uint16{}, [fuzzSlots]fuzzSlot{}, [fuzzQueues]int{}, false
 	s := virtio.StatusAcknowledge | virtio.StatusDriver
@@ -388,8 +387,7 @@ func FuzzRequests(f *testing.F) {
 		if g.f.Status()&virtio.StatusNeedsReset == 0 {
 			g.until("all but locks have ended", func() bool { return g.waiting(false) == 0 })
 		}
-		g.f.SetStatus(0)
-		require.Zero(t, g.f.Status(), "the reset does not end")
+		virtiotest.Reset(t, g.f)
 		require.Zero(t, g.tree.count(&g.tree.active))
 		require.Zero(t, g.lines.n.Load(), "the library has found fault with something")
 	})

@@ -73,8 +73,7 @@ func newFuzzGuest(f *testing.F, ram int) *fuzzGuest {
 
 // start resets the device and negotiates those features of want that there are.
 func (g *fuzzGuest) start(t *testing.T, want uint64) {
-	g.f.SetStatus(0)
-	require.Zero(t, g.f.Status())
+	virtiotest.Reset(t, g.f)
 	g.b.set(func() {
 		for i := range g.b.in {
 			g.b.in[i], g.b.sent[i], g.b.news[i] = nil, nil, false

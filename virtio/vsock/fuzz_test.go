@@ -95,8 +95,7 @@ func newFuzzGuest(f *testing.F) *fuzzGuest {
 
 // start resets the device and negotiates everything.
 func (g *fuzzGuest) start() {
-	g.f.SetStatus(0)
-	require.Zero(g.t, g.f.Status())
+	virtiotest.Reset(g.t, g.f)
 	clear(g.rings)
 	g.idx, g.seen, g.flows = [3]uint16{}, [3]uint16{}, map[[2]uint32]*fuzzFlow{}
 	s := virtio.StatusAcknowledge | virtio.StatusDriver
