@@ -67,7 +67,7 @@ var mayImportDirectly = map[string][]string{
 }
 
 // unsafePackages may hold files named *_unsafe.go.
-var unsafePackages = []string{"kvm", "memory", "virtio", "virtio/block", "virtio/net", "virtio/vsock"}
+var unsafePackages = []string{"kvm", "memory", "virtio", "virtio/block", "virtio/net", "virtio/net/usernet", "virtio/vsock"}
 
 // vmmLinks are the modules that a program which imports only vmm may link.
 var vmmLinks = []string{

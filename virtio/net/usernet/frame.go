@@ -95,6 +95,9 @@ func (s *session) classify4(m mac, b []byte) use {
 		return dropped
 	}
 	s.neighbours.learn(src, m)
+	if b[9] == protoTCP && !fragment {
+		s.owed.note(b[head:total])
+	}
 	return toStack
 }
 
@@ -122,6 +125,9 @@ func (s *session) classify6(m mac, b []byte) use {
 		return dropped
 	}
 	s.neighbours.learn(src, m)
+	if b[6] == protoTCP {
+		s.owed.note(b[ip6Size:end])
+	}
 	if !local {
 		s.learnGuest6(src)
 	}

@@ -149,7 +149,7 @@ func (n *Network) Wait(pair int) (bool, error) {
 		return false, nil
 	}
 	e := s.egress[pair]
-	for e.empty() {
+	for e.idle() {
 		select {
 		case <-e.bell:
 		case <-s.done:

@@ -69,7 +69,7 @@ func TestPingOutside(t *testing.T) {
 				kind = 128
 			}
 			require.NoError(t, f.send([]byte{kind, 0, 0, 0, 0, 77, 0, 1, 'h', 'i'}))
-			assert.Eventually(t, func() bool { return !s.egress[0].empty() }, patience, time.Millisecond)
+			assert.Eventually(t, func() bool { return !s.egress[0].idle() }, patience, time.Millisecond)
 			p := s.egress[0].take()
 			defer p.DecRef()
 			b := p.ToView().AsSlice()

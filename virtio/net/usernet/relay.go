@@ -124,7 +124,7 @@ func (w *socketWriter) Write(b []byte) (int, error) {
 
 func (w *socketWriter) write(b []byte) (done int) {
 	for done < len(b) {
-		n, err := unix.Write(w.fd, b[done:])
+		n, err := writeSocket(w.fd, b[done:])
 		if err == unix.EINTR {
 			continue
 		}
@@ -229,13 +229,13 @@ type socketReader struct {
 // look finds out what there is. False says that there is nothing: err is EAGAIN,
 // io.EOF or why.
 func (r *socketReader) look() bool {
-	r.n, r.err = unix.IoctlGetInt(r.fd, unix.TIOCINQ)
+	r.n, r.err = queuedBytes(r.fd)
 	if r.err != nil || r.n > 0 {
 		return r.err == nil
 	}
 	for {
 		var b [1]byte
-		n, _, err := unix.Recvfrom(r.fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		n, err := recvSocket(r.fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
@@ -263,7 +263,7 @@ func (r *socketReader) Read(b []byte) (int, error) {
 		return 0, nil
 	}
 	for {
-		n, err := unix.Read(r.fd, b)
+		n, err := readSocket(r.fd, b)
 		switch {
 		case err == unix.EINTR:
 		case err != nil:

@@ -43,6 +43,7 @@ type session struct {
 	pairs      atomic.Int32
 	egress     []*egress
 	neighbours neighbours
+	owed       owed
 	guest6     atomic.Pointer[netip.Addr]
 
 	sending sync.RWMutex // held to read while a frame is let in
@@ -177,7 +178,8 @@ func (s *session) emit(pkt *stack.PacketBuffer) bool {
 	if n := uint32(s.pairs.Load()); n > 1 {
 		pair = int(pkt.Hash % n)
 	}
-	if !s.egress[pair].put(pkt) {
+	key, bare := s.owed.settles(pkt)
+	if !s.egress[pair].put(pkt, key, bare) {
 		s.n.stats.toGuestFull.Add(1)
 		return false
 	}
