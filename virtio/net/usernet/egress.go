@@ -15,14 +15,6 @@ const (
 	queueBytes  = 16 << 20
 )
 
-const (
-	// holdFor is how long a bare acknowledgement waits for company.
-	holdFor = 5 * time.Millisecond
-	// maxPass is how many go at once, at most, before another waits: one, three, seven
-	// and so on, after one, two, three in a row have waited in vain.
-	maxPass = 64
-)
-
 // egress is the frames on their way to one queue pair of the guest. Anyone may
 // put; one goroutine at a time waits and takes.
 type egress struct {
@@ -34,17 +26,17 @@ type egress struct {
 	over   bool
 	bell   chan struct{} // capacity 1: rung when there is a frame where there was none to tell of
 
-	held  ackKey // of the only frame, an acknowledgement that nobody was told of; or 0
+	held  bool // the only frame is an acknowledgement that nobody was told of
 	timer *time.Timer
-	vain  int // acknowledgements that have waited in vain since one had company
-	pass  int // how many go at once before the next waits
+	turns *turns // made when there is an acknowledgement that might wait
 }
 
 func newEgress() *egress { return &egress{bell: make(chan struct{}, 1)} }
 
 // put takes a reference of its own to pkt. It reports false if there is no room. key is
-// what pkt acknowledges, or 0; one that may wait does if there is nothing else to take.
-func (e *egress) put(pkt *stack.PacketBuffer, key ackKey, mayWait bool) bool {
+// what pkt acknowledges, or 0; bare says that it is all that pkt says, of a small
+// segment, so that it may wait where there is nothing else to take.
+func (e *egress) put(pkt *stack.PacketBuffer, key ackKey, bare bool) bool {
 	size := pkt.Size()
 	e.mu.Lock()
 	if e.over || e.n == queueFrames || e.bytes+size > queueBytes {
@@ -54,16 +46,24 @@ func (e *egress) put(pkt *stack.PacketBuffer, key ackKey, mayWait bool) bool {
 	if e.frames == nil {
 		e.frames = make([]*stack.PacketBuffer, queueFrames)
 	}
-	tell := e.n == 0 || e.held != 0
+	tell := e.n == 0 || e.held
 	switch {
-	case mayWait && e.n == 0 && e.hold(key):
-		tell = false
-	case e.held != 0:
-		if e.held == key && !mayWait { // it says the same
+	case bare:
+		wait := e.asked(key)
+		if wait > 0 && e.n == 0 {
+			e.hold(wait)
+			tell = false
+			break
+		}
+		e.held = false
+	default:
+		if e.turns != nil {
+			e.turns.answered(key, time.Now())
+		}
+		if e.held && sameAnswer(e.frames[e.head], pkt) {
 			e.takeLocked().DecRef()
 		}
-		e.held = 0
-		e.vain = 0
+		e.held = false
 	}
 	e.frames[(e.head+e.n)%queueFrames] = pkt.IncRef()
 	e.n++
@@ -75,29 +75,30 @@ func (e *egress) put(pkt *stack.PacketBuffer, key ackKey, mayWait bool) bool {
 	return true
 }
 
-// hold decides whether an acknowledgement waits: where the last ones had company.
-func (e *egress) hold(key ackKey) bool {
-	if e.pass > 0 {
-		e.pass--
-		return false
+// asked notes an acknowledgement that might wait, and returns for how long it should.
+func (e *egress) asked(key ackKey) time.Duration {
+	if e.turns == nil {
+		e.turns = new(turns)
 	}
-	e.held = key
+	return e.turns.asked(key, time.Now())
+}
+
+func (e *egress) hold(wait time.Duration) {
+	e.held = true
 	if e.timer == nil {
-		e.timer = time.AfterFunc(holdFor, e.late)
+		e.timer = time.AfterFunc(wait, e.late)
 	} else {
-		e.timer.Reset(holdFor)
+		e.timer.Reset(wait)
 	}
-	return true
 }
 
 // late tells of an acknowledgement that has waited in vain.
 func (e *egress) late() {
 	e.mu.Lock()
-	held := e.held != 0
+	held := e.held
 	if held {
-		e.held = 0
-		e.vain++
-		e.pass = min(1<<min(e.vain, 30)-1, maxPass)
+		e.held = false
+		e.turns.late()
 	}
 	e.mu.Unlock()
 	if held {
@@ -119,6 +120,7 @@ func (e *egress) take() *stack.PacketBuffer {
 	if e.n == 0 {
 		return nil
 	}
+	e.held = false
 	return e.takeLocked()
 }
 
@@ -128,7 +130,6 @@ func (e *egress) takeLocked() *stack.PacketBuffer {
 	e.head = (e.head + 1) % queueFrames
 	e.n--
 	e.bytes -= pkt.Size()
-	e.held = 0
 	return pkt
 }
 
@@ -136,7 +137,7 @@ func (e *egress) takeLocked() *stack.PacketBuffer {
 func (e *egress) idle() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.n == 0 || e.held != 0
+	return e.n == 0 || e.held
 }
 
 // close releases what is left and takes nothing more.
