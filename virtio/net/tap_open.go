@@ -220,9 +220,9 @@ func (t *Tap) queue(made bool) (int, error) {
 	fd, err := unix.Open(tunPath, flags, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO):
-		return -1, fmt.Errorf("%w: %s is not there: modprobe tun", ErrNoTun, tunPath)
+		return -1, fmt.Errorf("%w: %s is not there: sudo modprobe tun", ErrNoTun, tunPath)
 	case errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM):
-		return -1, fmt.Errorf("%w: %s can't be opened: chmod 666 %s", ErrTapPermission, tunPath, tunPath)
+		return -1, fmt.Errorf("%w: %s can't be opened: sudo chmod 666 %s", ErrTapPermission, tunPath, tunPath)
 	case err != nil:
 		return -1, &os.PathError{Op: "open", Path: tunPath, Err: err}
 	}
@@ -249,11 +249,11 @@ func (t *Tap) join(fd int, made bool) error {
 	case errors.Is(err, unix.EPERM) && made:
 		return fmt.Errorf("%w: it is not there, and making it takes CAP_NET_ADMIN: sudo %s makes it for this user", ErrTapPermission, t.command())
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%w: it was made for somebody else: sudo %s makes one for this user, once ip tuntap del dev %s mode tap has deleted it", ErrTapPermission, t.command(), t.name)
+		return fmt.Errorf("%w: it was made for somebody else: %s makes one for this user, once sudo ip tuntap del dev %s mode tap has deleted it", ErrTapPermission, t.command(), t.name)
 	case errors.Is(err, unix.EINVAL) && !t.where.isTap(t.name):
 		return fmt.Errorf("%w: it can't be given to a guest; %s, with another name, makes one", ErrNotTap, t.command())
 	case errors.Is(err, unix.EINVAL) && t.multi:
-		return fmt.Errorf("%w and %d were asked for: ip tuntap del dev %s mode tap; %s makes one that has them", ErrTapSingleQueue, len(t.pairs), t.name, t.command())
+		return fmt.Errorf("%w and %d were asked for: sudo ip tuntap del dev %s mode tap; %s makes one that has them", ErrTapSingleQueue, len(t.pairs), t.name, t.command())
 	default:
 		return fmt.Errorf("attach to it: %w", err)
 	}
@@ -282,7 +282,7 @@ func (t *Tap) command() string {
 	if len(t.pairs) > 1 {
 		multi = " multi_queue"
 	}
-	return fmt.Sprintf("ip tuntap add dev %s mode tap user %d%s", t.name, os.Getuid(), multi)
+	return fmt.Sprintf("sudo ip tuntap add dev %s mode tap user %d%s", t.name, os.Getuid(), multi)
 }
 
 // goodName reports whether the kernel takes a name, as it is: a % would be a number

@@ -98,6 +98,9 @@ func (p *place) isUp(name string) bool {
 	return err == nil && r.Uint16()&unix.IFF_UP != 0
 }
 
+// maxTapMTU is what the kernel lets a tap have: 65,535 less an Ethernet header.
+const maxTapMTU = 65521
+
 // setMTU is `ip link set name mtu n`.
 func (p *place) setMTU(name string, n int) error {
 	r, err := unix.NewIfreq(name)
@@ -105,7 +108,10 @@ func (p *place) setMTU(name string, n int) error {
 		r.SetUint32(uint32(n))
 		err = unix.IoctlIfreq(p.socket, unix.SIOCSIFMTU, r)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("set its MTU to %d: a tap's is from 68 to %d bytes (%w)", n, maxTapMTU, err)
+	case err != nil:
 		return fmt.Errorf("set its MTU to %d: %w", n, err)
 	}
 	return nil

@@ -260,7 +260,7 @@ func TestTapErrors(t *testing.T) {
 		is   error
 		say  string
 	}{
-		{"no such tap", virtionet.TapOptions{Name: "none"}, virtionet.ErrNoTap, "tap none: there is no such interface: ip tuntap add dev none mode tap user 0 makes one"},
+		{"no such tap", virtionet.TapOptions{Name: "none"}, virtionet.ErrNoTap, "tap none: there is no such interface: sudo ip tuntap add dev none mode tap user 0 makes one"},
 		{"no such tap of many", virtionet.TapOptions{Name: "none", Pairs: 2}, virtionet.ErrNoTap, "ip tuntap add dev none mode tap user 0 multi_queue"},
 		{"in use", virtionet.TapOptions{Name: "one"}, virtionet.ErrTapBusy, "tap one: the tap is in use"},
 		{"in use, and to be made", virtionet.TapOptions{Name: "one", Create: true}, virtionet.ErrTapBusy, ""},

@@ -204,10 +204,25 @@ func (n Net) device(index int, rules []usernet.Rule, log *slog.Logger) (*virtion
 func (n Net) backend(p *netPlan, rules []usernet.Rule, log *slog.Logger) (virtionet.Backend, error) {
 	if n.Tap != "" {
 		o := virtionet.TapOptions{Name: n.Tap, Pairs: p.pairs, Create: n.Create, MTU: p.device.MTU}
+		var (
+			tap interface {
+				virtionet.Backend
+				IsUp() bool
+			}
+			err error
+		)
 		if n.VHost {
-			return virtionet.OpenVHost(o)
+			tap, err = virtionet.OpenVHost(o)
+		} else {
+			tap, err = virtionet.OpenTap(o)
 		}
-		return virtionet.OpenTap(o)
+		if err != nil {
+			return nil, err
+		}
+		if !tap.IsUp() && log != nil {
+			log.Warn("the tap is down on this host, so that no frame passes: sudo ip link set " + n.Tap + " up")
+		}
+		return tap, nil
 	}
 	o := usernet.Options{Logger: log, MTU: p.device.MTU, HostLoopback: n.HostLoopback}
 	if n.Restrict {

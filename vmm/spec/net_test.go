@@ -2,6 +2,7 @@ package spec
 
 import (
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vole-vmm/vole/virtio"
+	"github.com/vole-vmm/vole/virtio/net/usernet"
 )
 
 func TestParseNet(t *testing.T) {
@@ -29,6 +31,20 @@ func TestParseNet(t *testing.T) {
 	for _, s := range []string{"", "tap", "tap=", "user=1", "user,", "user,restrict=maybe", "user,mac", "user,mtu=1500,mtu=1500", "tap=a,b"} {
 		_, err := ParseNet(s)
 		assert.Error(t, err, s)
+	}
+}
+
+// TestRestrict: a restricted network asks nobody outside, any other everybody.
+func TestRestrict(t *testing.T) {
+	outside := usernet.Destination{Protocol: usernet.TCP, Addr: netip.MustParseAddr("192.0.2.1"), Port: 80}
+	for _, restrict := range []bool{false, true} {
+		n := Net{User: true, Restrict: restrict}
+		p, err := n.plan(0)
+		require.NoError(t, err)
+		b, err := n.backend(&p, nil, nil)
+		require.NoError(t, err)
+		assert.Equal(t, restrict, b.(*usernet.Network).Allows(outside) != nil)
+		assert.NoError(t, b.Close())
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 // consoleModules are the drivers that a guest may need for virtio consoles.
 var consoleModules = []string{"virtio_pci", "virtio_mmio", "virtio_console"}
 
-// TestVirtioConsole: the console on hvc0, and a named port.
+// TestVirtioConsole: the console on hvc0, at which somebody types, and a named port.
 func TestVirtioConsole(t *testing.T) {
 	netKernels(t, 1, func(t *testing.T, kernel, transport string) {
 		path := filepath.Join(t.TempDir(), "agent")
@@ -28,6 +28,7 @@ for i in 1 2 3 4 5 6 7 8 9 10; do port=$(grep -l agent /sys/class/virtio-ports/*
 port=/dev/$(basename $(dirname $port))
 head -c 100000 <$port >/tmp/in; sha256sum /tmp/in
 cat /tmp/in >$port
+read line; echo "HEARD <$line>"
 seq 1 300
 echo LAST WORDS
 `)
@@ -59,13 +60,19 @@ echo LAST WORDS
 				return nil
 			})
 		}()
-		r := vole(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-a", "quiet", "--boot", "vmlinux",
+		run, keys := startTyped(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-a", "quiet", "--boot", "vmlinux",
 			"--console-device", "virtio", "--port", "agent="+path, "--transport", transport)
+		if run.out.until("CONSOLES hvc0") {
+			_, err := io.WriteString(keys, "typed words\n")
+			assert.NoError(t, err)
+		}
+		r := run.wait()
 		said := "console: " + r.stdout + "\nstderr: " + r.stderr
 		require.Equal(t, 0, r.code, said)
 		assert.NoError(t, <-back, said)
 		assert.Contains(t, r.stdout, "CONSOLES hvc0", said)
 		assert.Contains(t, r.stdout, fmt.Sprintf("%x  /tmp/in", sha256.Sum256(data)), said)
+		assert.Contains(t, r.stdout, "HEARD <typed words>", said)
 		assert.Contains(t, r.stdout, "\r\n299\r\n300\r\nLAST WORDS", said)
 		assert.Empty(t, r.stderr)
 		assert.NoFileExists(t, path)

@@ -3,6 +3,8 @@ package guests
 import (
 	"fmt"
 	"net"
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -41,6 +43,7 @@ func TestUserNet(t *testing.T) {
 		streamServer(t, "10.8.0.1:7000")
 		streamServer(t, "[fd08::1]:7000")
 		udpEcho(t, "10.8.0.1:7003")
+		nameServer(t, "10.8.0.1:53", [4]byte{203, 0, 113, 77})
 		bytes := whole(4<<20, 1<<30)
 		initrd := netInit(t, kernel, dhcpScript+fmt.Sprintf(`
 ip link set lo up; ip link set eth0 up
@@ -48,7 +51,8 @@ udhcpc -i eth0 -n -q -t 10 -T 1 -s /bin/dhcp || echo FAILED dhcp
 ping -A -c 3 10.0.2.2 | grep received
 ping -A -c 3 -s 1400 10.8.0.1 | grep received
 ping -c 1 -w 2 10.8.0.77 | grep received
-nslookup gateway.vole.internal | grep -A2 Name
+echo GATEWAY $(nslookup gateway.vole.internal | sed -n '/Name/,$s/Address.*: *//p' | grep -v :)
+echo OUTSIDE $(nslookup -type=a far.example | sed -n '/Name/,$s/Address.*: *//p')
 peer send %d tcp:10.8.0.1:7000
 peer recv %d tcp:10.8.0.1:7000
 peer many %d 1000 tcp:10.8.0.1:7000
@@ -64,9 +68,12 @@ peer serve 1 tcp:0.0.0.0:7001
 		said := "console: " + r.stdout + "\nstderr: " + r.stderr
 		require.Equal(t, 0, r.code, said)
 		assert.Contains(t, r.stdout, "BOUND 10.0.2.15/24 router 10.0.2.2 dns 10.0.2.3", said)
-		assert.Contains(t, r.stdout, "3 packets received", said)
+		assert.Equal(t, 2, strings.Count(r.stdout, "3 packets received"), said)
 		assert.Contains(t, r.stdout, "0 packets received", said)
-		assert.Contains(t, r.stdout, "10.0.2.2", said)
+		assert.Contains(t, r.stdout, "GATEWAY 10.0.2.2\r\n", said)
+		if nested.Inside() {
+			assert.Contains(t, r.stdout, "OUTSIDE 203.0.113.77\r\n", said)
+		}
 		assert.Contains(t, r.stdout, "CLOSED", said)
 		assert.Contains(t, r.stdout, "refused", said)
 		assert.Contains(t, r.stdout, "LOST 0 of", said)
@@ -77,8 +84,42 @@ peer serve 1 tcp:0.0.0.0:7001
 	})
 }
 
+// nameServer is the emulated host's resolver for a test: every name has that address.
+func nameServer(t testing.TB, listen string, address [4]byte) {
+	t.Helper()
+	if !nested.Inside() {
+		return // this machine's resolv.conf stays as it is
+	}
+	host, _, err := net.SplitHostPort(listen)
+	require.NoError(t, err)
+	require.NoError(t, os.MkdirAll("/etc", 0o755))
+	require.NoError(t, os.WriteFile("/etc/resolv.conf", []byte("nameserver "+host+"\n"), 0o644))
+	t.Cleanup(func() { assert.NoError(t, os.Remove("/etc/resolv.conf")) })
+	answerUDP(t, listen, func(q []byte) []byte {
+		end := 12 // of the name, whose labels begin with their lengths
+		for end < len(q) && q[end] != 0 {
+			end += 1 + int(q[end])
+		}
+		if end+5 > len(q) {
+			return nil
+		}
+		a := append([]byte{q[0], q[1], 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}, q[12:end+5]...)
+		if q[end+2] == 1 { // an A record: its name is the question's
+			a[7] = 1
+			a = append(append(a, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4), address[:]...)
+		}
+		return a
+	})
+}
+
 // udpEcho answers each datagram by itself until the test ends.
 func udpEcho(t testing.TB, address string) {
+	t.Helper()
+	answerUDP(t, address, func(b []byte) []byte { return b })
+}
+
+// answerUDP answers datagrams until the test ends.
+func answerUDP(t testing.TB, address string, answer func([]byte) []byte) {
 	t.Helper()
 	c, err := net.ListenPacket("udp", address)
 	require.NoError(t, err)
@@ -91,7 +132,7 @@ func udpEcho(t testing.TB, address string) {
 			if err != nil {
 				return
 			}
-			_, _ = c.WriteTo(buf[:k], from)
+			_, _ = c.WriteTo(answer(buf[:k]), from)
 		}
 	}()
 	t.Cleanup(func() { c.Close(); <-done })
@@ -103,12 +144,17 @@ func TestRestrictedUserNet(t *testing.T) {
 	t.Parallel()
 	n := ownNetwork(t)
 	streamServer(t, "127.0.0.1:7000")
+	ip(t, `
+		link add dummy0 type dummy
+		addr add 10.8.0.1/24 dev dummy0
+		link set dummy0 up`)
+	streamServer(t, "10.8.0.1:7000")
 	kernel := nested.KernelCloud61
 	initrd := netInit(t, kernel, dhcpScript+`
 ip link set lo up; ip link set eth0 up
 udhcpc -i eth0 -n -q -t 10 -T 1 -s /bin/dhcp || echo FAILED dhcp
-peer echo 10 tcp:127.0.0.1:7000 2>&1 | sed 's/PEER FAILED/CLOSED/'
-peer echo 10 tcp:10.0.2.2:7000 2>&1 | sed 's/PEER FAILED/CLOSED/'
+peer echo 10 tcp:10.8.0.1:7000 2>&1 | sed 's/PEER FAILED/OUTSIDE CLOSED/'
+peer echo 10 tcp:10.0.2.2:7000 2>&1 | sed 's/PEER FAILED/LOOPBACK CLOSED/'
 peer serve 1 tcp:0.0.0.0:7001
 `)
 	asked := n.reach("127.0.0.1:7010", "echo", 100_000)
@@ -118,4 +164,7 @@ peer serve 1 tcp:0.0.0.0:7001
 	require.Equal(t, 0, r.code, said)
 	assert.NoError(t, <-asked, said)
 	assert.NotContains(t, r.stdout, "FAILED", said)
+	assert.Contains(t, r.stdout, "OUTSIDE CLOSED", said)
+	assert.Contains(t, r.stdout, "LOOPBACK CLOSED", said)
+	assert.Len(t, peerLines(r.stdout), 1, said) // what was published
 }

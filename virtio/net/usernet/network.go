@@ -40,7 +40,7 @@ type Network struct {
 	resolver *resolver
 	stats    counters
 	born     time.Time     // muffled's clock starts
-	muffled  virtio.Muffle // what the policy denied
+	muffled  virtio.Muffle // what the policy denied, what a port could not accept
 	pingOnce sync.Once     // says once that the host forbids to ping
 
 	current atomic.Pointer[session]
@@ -71,6 +71,9 @@ func New(o Options) (*Network, error) {
 	n.resolver = newResolver(n)
 	return n, nil
 }
+
+// Allows asks the policy for a destination, and returns what it says to that.
+func (n *Network) Allows(d Destination) error { return n.o.Policy(d) }
 
 // Features implements Backend.
 func (*Network) Features() uint64 {

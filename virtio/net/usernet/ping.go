@@ -37,8 +37,7 @@ func (s *session) forwardEcho(id stack.TransportEndpointID, pkt *stack.PacketBuf
 		if f, fresh = s.udp.add(k); f == nil {
 			return true
 		}
-		if fresh && !s.begin(func() { s.servePing(f) }) {
-			f.remove()
+		if fresh && !s.beginFlow(f, s.servePing) {
 			return true
 		}
 	}

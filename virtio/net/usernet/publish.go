@@ -40,7 +40,7 @@ func (n *Network) Publish(r Rule) error {
 			case syscall.EADDRINUSE:
 				why = "the port is in use"
 			case syscall.EACCES:
-				why = "a port below net.ipv4.ip_unprivileged_port_start needs root or CAP_NET_BIND_SERVICE"
+				why = fmt.Sprintf("a port below net.ipv4.ip_unprivileged_port_start needs root or CAP_NET_BIND_SERVICE, or: sudo sysctl net.ipv4.ip_unprivileged_port_start=%d", r.Port)
 			case syscall.EADDRNOTAVAIL:
 				why = "this host has no such address"
 			}
@@ -122,7 +122,9 @@ func (p *publication) serveTCP() {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			p.n.o.Logger.Warn("usernet: accept", "name", p.n.o.Name, "rule", p.rule.String(), "error", err)
+			if held, ok := p.n.muffled.Pass(time.Since(p.n.born)); ok {
+				p.n.o.Logger.Warn("usernet: accept", "name", p.n.o.Name, "rule", p.rule.String(), "error", err, "unreported", held)
+			}
 			select {
 			case <-p.n.ended:
 				return

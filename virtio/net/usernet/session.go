@@ -56,6 +56,7 @@ type session struct {
 
 	tcpFlows atomic.Int32
 	udp      udpTable
+	serving  atomic.Int32  // goroutines of datagrams' flows
 	lookups  chan struct{} // one for each DNS question under way
 }
 

@@ -257,8 +257,7 @@ func (s *session) forwardUDP(id stack.TransportEndpointID, pkt *stack.PacketBuff
 			if f, fresh = s.udp.add(k); f == nil {
 				return
 			}
-			if fresh && !s.begin(func() { s.serveUDP(f) }) {
-				f.remove()
+			if fresh && !s.beginFlow(f, s.serveUDP) {
 				return
 			}
 		}
@@ -311,6 +310,20 @@ func (c *collector) free() {
 	if c.buf != nil {
 		datagrams.Put(c.buf)
 	}
+}
+
+// beginFlow serves a new flow in a goroutine. There may be twice as many as flows: one
+// whose place was given to another may still wait for what the policy says. Without room
+// the flow is removed.
+func (s *session) beginFlow(f *flow, serve func(*flow)) bool {
+	if int(s.serving.Add(1)) > 2*s.n.o.MaxUDP {
+		s.n.stats.full.Add(1)
+	} else if s.begin(func() { defer s.serving.Add(-1); serve(f) }) {
+		return true
+	}
+	s.serving.Add(-1)
+	f.remove()
+	return false
 }
 
 // serveUDP opens a flow's socket, if the policy lets it, and brings back what

@@ -114,6 +114,32 @@ func TestUDPFlowsAreBounded(t *testing.T) {
 	assert.EqualValues(t, 16, n.Stats().Full)
 }
 
+// A policy that takes its time is not asked by more goroutines than twice the flows,
+// however many a guest begins; what finds no room is dropped.
+func TestUDPQuestionsAreBounded(t *testing.T) {
+	asked, answer := make(chan struct{}, 1000), make(chan struct{})
+	n := newNetwork(t, Options{MaxUDP: 4, Policy: func(Destination) error {
+		asked <- struct{}{}
+		<-answer
+		return ErrDenied
+	}})
+	g := startGuest(t, n, allOffloads)
+	for i := range 100 {
+		c := g.dialUDP(via("192.0.2.1", 1000+uint16(i)))
+		_, err := c.Write([]byte("x"))
+		require.NoError(t, err)
+	}
+	assert.Eventually(t, func() bool { return n.Stats().FromGuest >= 100 }, patience, time.Millisecond)
+	assert.Eventually(t, func() bool { return len(asked) == 8 }, patience, time.Millisecond)
+	assert.EqualValues(t, 8, n.current.Load().serving.Load())
+	close(answer)
+	assert.Eventually(t, func() bool { return n.current.Load().serving.Load() == 0 }, patience, time.Millisecond)
+	c := g.dialUDP(via("192.0.2.1", 999))
+	_, err := c.Write([]byte("x"))
+	require.NoError(t, err)
+	assert.Eventually(t, func() bool { return len(asked) == 9 }, patience, time.Millisecond)
+}
+
 func TestUDPIdleFlowsEnd(t *testing.T) {
 	n := newNetwork(t, Options{HostLoopback: true, UDPIdle: time.Nanosecond})
 	port, _ := echoUDP(t, "udp4", "127.0.0.1:0")
