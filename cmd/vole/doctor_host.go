@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -176,7 +177,7 @@ func (p *patient) tun(d *diagnosis) {
 	err := unix.Access(p.path(dev), unix.R_OK|unix.W_OK)
 	switch {
 	case err == nil:
-		d.add(levelOK, name, "", "/dev/net/tun can be used: a network over a tap device is possible")
+		d.add(levelOK, name, "", "/dev/net/tun can be used: a network over a tap device is possible; %s", p.createsTaps())
 	case errors.Is(err, fs.ErrNotExist):
 		d.add(levelWarn, name, "sudo modprobe tun (in a container: --device /dev/net/tun)", "there is no /dev/net/tun: no network over a tap device")
 	default:
@@ -184,10 +185,23 @@ func (p *patient) tun(d *diagnosis) {
 	}
 }
 
+// createsTaps says whether this process may make taps, which takes CAP_NET_ADMIN.
+func (p *patient) createsTaps() string {
+	const capNetAdmin = 12
+	caps, err := strconv.ParseUint(field(p.word("proc/self/status"), "CapEff"), 16, 64)
+	switch {
+	case err != nil:
+		return "whether vole may make one (create) is not known"
+	case caps>>capNetAdmin&1 != 0:
+		return "vole may make one (create)"
+	}
+	return "making one takes root: sudo ip tuntap add dev tap0 mode tap user $USER"
+}
+
 // userNet is about --net user, which needs no more than sockets. A ping takes a group in a range.
 func (p *patient) userNet(d *diagnosis) {
 	const name, file = "user network", "proc/sys/net/ipv4/ping_group_range"
-	const always = "--net user works without any rights"
+	const always = "--net user, --vsock and --port work without any rights"
 	low, high, ok := strings.Cut(p.word(file), "\t")
 	from, err1 := strconv.Atoi(strings.TrimSpace(low))
 	to, err2 := strconv.Atoi(strings.TrimSpace(high))
@@ -244,12 +258,17 @@ func chosen(s string) string {
 
 // meminfo is the value of a line of /proc/meminfo, or "unknown".
 func (p *patient) meminfo(key string) string {
-	for line := range strings.Lines(p.word("proc/meminfo")) {
+	return cmp.Or(field(p.word("proc/meminfo"), key), "unknown")
+}
+
+// field is the value of a key in lines of "key: value", or "".
+func field(text, key string) string {
+	for line := range strings.Lines(text) {
 		if name, value, ok := strings.Cut(line, ":"); ok && name == key {
 			return strings.TrimSpace(value)
 		}
 	}
-	return "unknown"
+	return ""
 }
 
 // images is about the kernels that there are to boot.

@@ -3,7 +3,9 @@ package guests
 import (
 	"bytes"
 	"context"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -17,7 +19,8 @@ import (
 )
 
 // TestBuiltInGuest boots a stock kernel to the built-in guest's report, as
-// `make demo` does, and to its power-off.
+// `make demo` does, and to its power-off, with what it is connected by. The report of the
+// run shows that too.
 func TestBuiltInGuest(t *testing.T) {
 	vole, err := nested.Asset(nested.AssetVole)
 	require.NoError(t, err)
@@ -26,13 +29,20 @@ func TestBuiltInGuest(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	var out, errs bytes.Buffer
-	cmd := exec.CommandContext(ctx, vole, "run", "--timeout", "2m30s", "-k", kernel, "-a", "quiet", "-m", "256M", "-c", "1")
+	dir := t.TempDir()
+	report := filepath.Join(dir, "report")
+	cmd := exec.CommandContext(ctx, vole, "run", "--timeout", "2m30s", "-k", kernel, "-a", "quiet", "-m", "256M", "-c", "1",
+		"--net", "user", "--vsock", filepath.Join(dir, "v"), "--port", "agent="+filepath.Join(dir, "p"), "--report", report)
 	cmd.Env = append(cmd.Environ(), "VOLE_CACHE="+t.TempDir())
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err = cmd.Run()
 	require.NoError(t, err, "stderr: %s\nconsole: %s", &errs, &out)
 	assert.Contains(t, out.String(), "vole guest")
 	assert.Contains(t, out.String(), "reboot: Power down")
+	assert.Regexp(t, `(?s)virtio +net \(pci.*vsock \(pci.*console \(pci`, out.String())
+	b, err := os.ReadFile(report)
+	require.NoError(t, err)
+	assert.Regexp(t, `(?s)"type": "net".*"type": "vsock".*"type": "console"`, string(b))
 	assert.False(t, strings.Contains(errs.String(), "error"), errs.String())
 }
 
