@@ -20,14 +20,19 @@ func needFio(t testing.TB) string {
 	return path
 }
 
-// fioBegin makes fio of the second disk ready in a guest, as "fio", which sees
-// /fio as its root and the guest's /dev.
-const fioBegin = `
+// fioBegin is fioFrom the second disk.
+var fioBegin = fioFrom("/dev/vdb")
+
+// fioFrom makes fio of a disk ready in a guest, as "fio", which sees /fio as its
+// root and the guest's /dev.
+func fioFrom(disk string) string {
+	return `
 mkdir /fio
-mount -o ro -t ext4 /dev/vdb /fio && mount -o bind /dev /fio/dev &&
+mount -o ro -t ext4 ` + disk + ` /fio && mount -o bind /dev /fio/dev &&
 	mount -t tmpfs tmp /fio/tmp && mount -t proc proc /fio/proc || echo FAILED to prepare
 fio() { chroot /fio /bin/fio --thread --eta=never --verify_state_save=0 "$@"; }
 `
+}
 
 // TestFio: fio writes and verifies, on buffered, direct and mixed block sizes, in
 // files and on the disk itself.
