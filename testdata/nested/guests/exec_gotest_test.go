@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,32 +16,34 @@ import (
 	"github.com/vole-vmm/vole/testdata/nested"
 )
 
-// testeePath is where the tests of package testee are put: there is no Go in the emulated
-// host.
-func testeePath() (string, error) {
+// testsPath is where the tests of a package of testdata/nested are put: there is no Go in
+// the emulated host.
+func testsPath(pkg string) (string, error) {
 	dir, err := nested.CacheDir()
-	return filepath.Join(dir, "bin", "testee.test"), err
+	return filepath.Join(dir, "bin", pkg+".test"), err
 }
 
-// buildTestee builds them as `go test -cover` does, outside of the emulated host.
-func buildTestee() error {
-	path, err := testeePath()
-	if err != nil {
-		return err
+// buildTests builds them as `go test` does, outside of the emulated host, and returns
+// where they are.
+func buildTests(pkg string, flags ...string) (string, error) {
+	path, err := testsPath(pkg)
+	if err != nil || nested.Inside() {
+		return path, err
 	}
-	cmd := exec.Command("go", "test", "-c", "-cover", "-trimpath", "-o", path, "github.com/vole-vmm/vole/testdata/nested/testee")
+	args := slices.Concat([]string{"test", "-c", "-trimpath", "-o", path}, flags, []string{"github.com/vole-vmm/vole/testdata/nested/" + pkg})
+	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("building testdata/nested/testee: %w\n%s", err, out)
+		return "", fmt.Errorf("building testdata/nested/%s: %w\n%s", pkg, err, out)
 	}
-	return nil
+	return path, nil
 }
 
 // execTestee prepares a run of them by `vole exec`, as `go test -exec` would: in the
 // package's directory, which is a copy, with flags for files in another, work.
 func execTestee(t *testing.T, turn int, flags ...string) (e *execed, pkg, work string) {
 	t.Helper()
-	testee, err := testeePath()
+	testee, err := testsPath("testee")
 	require.NoError(t, err)
 	pkg, work = t.TempDir(), t.TempDir()
 	require.NoError(t, os.Mkdir(filepath.Join(pkg, "testdata"), 0o755))

@@ -63,6 +63,15 @@ func execKernel(t testing.TB, kernel, cache string, flags []string, command ...s
 	return e
 }
 
+// within gives it another time than bootBound, before it begins.
+func (e *execed) within(t testing.TB, bound time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), bound)
+	t.Cleanup(cancel)
+	env := e.Env
+	e.Cmd = exec.CommandContext(ctx, e.Path, e.Args[1:]...)
+	e.Env = env
+}
+
 // programs is the PATH of what runs in guests.
 const programs = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 

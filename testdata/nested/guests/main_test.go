@@ -22,15 +22,16 @@ func TestMain(m *testing.M) {
 		nested.AssetVole, nested.AssetBusybox, nested.AssetPeer, nested.AssetDrivers,
 		nested.KernelDefault, nested.KernelCloud61, nested.KernelGeneric61, nested.KernelCloud612,
 	}, Files: slices.Concat(samples, buttonFiles(), diskFiles(), rootFiles(), moduleFiles(slices.Concat(netModules, vsockModules, consoleModules, agentModules, shareModules, execModules)...)), Modules: hostModules}
-	path, err := testeePath()
-	if err == nil && !nested.Inside() {
-		err = buildTestee()
+	path, err := buildTests("testee", "-cover")
+	o.Files = append(o.Files, path)
+	if err == nil && nested.CurrentSuite() != nested.SuiteTest {
+		path, err = buildTests("posix")
+		o.Files = append(o.Files, path)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	o.Files = append(o.Files, path)
 	if nested.CurrentSuite() != nested.SuiteTest {
 		o.Assets = append(o.Assets, nested.AssetQEMU) // the peer
 		if _, err := nested.Asset(nested.AssetFio); err == nil {
