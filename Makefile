@@ -70,7 +70,7 @@ deps: need-go ## fetch QEMU, kernels, tools and a Debian system for the tests fr
 
 .PHONY: larger-deps
 larger-deps: deps # what only the larger suites use
-	@CGO_ENABLED=0 $(GO) run ./testdata/nested/fetch fio net
+	@CGO_ENABLED=0 $(GO) run ./testdata/nested/fetch fio net git
 
 .PHONY: refresh
 refresh: need-go ## fetch them again, in the archive's newest versions

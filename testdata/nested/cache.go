@@ -140,6 +140,7 @@ const (
 	ComponentRoot    = "root"      // a small Debian system: root.img
 	ComponentFio     = "fio"       // fio and its libraries: fio.img
 	ComponentNet     = "net"       // iperf3 and socat
+	ComponentGit     = "git"       // git without its Perl
 	// Kernels of other architectures, which vole must refuse: the image alone.
 	ComponentI386  = "kernel-i386"
 	ComponentARM64 = "kernel-arm64"

@@ -34,8 +34,8 @@ func TestLastErrors(t *testing.T) {
 func TestChoose(t *testing.T) {
 	all, err := choose(nil)
 	require.NoError(t, err)
-	assert.Len(t, all, len(wants())-2, "all but what only larger suites use")
-	assert.False(t, slices.ContainsFunc(all, func(w want) bool { return w.name == nested.ComponentFio || w.name == nested.ComponentNet }))
+	assert.Len(t, all, len(wants())-3, "all but what only larger suites use")
+	assert.False(t, slices.ContainsFunc(all, func(w want) bool { return w.larger }))
 	some, err := choose([]string{nested.ComponentBusybox, nested.ComponentQEMU})
 	require.NoError(t, err)
 	assert.Len(t, some, 2)

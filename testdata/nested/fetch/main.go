@@ -49,6 +49,8 @@ func wants() []want {
 	all := func(string) bool { return true }
 	kernel := func(pkg string) bool { return strings.HasPrefix(pkg, "linux-") }
 	image := func(file string) bool { return strings.HasPrefix(path.Base(file), "vmlinu") }
+	// What git has in Perl is not used, and its manuals are not read.
+	gitNeeds := func(pkg string) bool { return !strings.Contains(pkg, "perl") && pkg != "git-man" }
 	only := func(name string) func(string) bool { return func(pkg string) bool { return pkg == name } }
 	return []want{
 		{name: nested.ComponentQEMU, roots: []string{"qemu-system-x86"}, take: all},
@@ -62,6 +64,7 @@ func wants() []want {
 		{name: nested.ComponentRoot, roots: rootPackages, take: all, optional: true, build: buildRoot, asRoot: true, recipe: rootRecipe()},
 		{name: nested.ComponentFio, roots: []string{"fio"}, take: fioNeeds, optional: true, larger: true, build: buildFio, recipe: fioRecipe},
 		{name: nested.ComponentNet, roots: []string{"iperf3", "socat"}, take: all, optional: true, larger: true},
+		{name: nested.ComponentGit, roots: []string{"git"}, take: gitNeeds, optional: true, larger: true},
 		{name: nested.ComponentI386, roots: []string{"linux-image-686"}, take: kernel, optional: true, arch: "i386", only: image},
 		{name: nested.ComponentARM64, roots: []string{"linux-image-cloud-arm64"}, take: kernel, optional: true, arch: "arm64", only: image},
 	}

@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 		if _, err := nested.Asset(nested.AssetFio); err == nil {
 			o.Assets = append(o.Assets, nested.AssetFio)
 		}
-		o.Files = append(o.Files, netTools()...)
+		o.Files = slices.Concat(o.Files, netTools(), gitTools())
 	}
 	if nested.CurrentSuite() == nested.SuiteBench {
 		o.Disk = "512M" // for BenchmarkDisk
