@@ -50,6 +50,8 @@ type agent struct {
 	control *wire.Writer
 	greeted chan struct{} // closed when the Hello is on its way, or never will be
 	rootErr error         // why commands can't run
+	lacks   error         // why they may not: what they write would be lost
+	shares  shares
 
 	mu       sync.Mutex
 	commands map[uint32]*command
@@ -134,7 +136,7 @@ func (a *agent) run() error {
 	defer f.Close()
 	a.control = wire.NewWriter(f)
 	err := a.control.Write(wire.KindHello, wire.Hello{
-		Release: release(), Init: int64(a.Began), Ready: int64(ready), Problems: problems,
+		Release: release(), Init: int64(a.Began), Ready: int64(ready), Problems: problems, Lacks: errorText(a.lacks),
 	})
 	if err != nil {
 		return fmt.Errorf("the host has gone: %w", err)
@@ -292,6 +294,14 @@ func (a *agent) forget(c *command) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.commands, c.ID)
+}
+
+// errorText is an error's, "" for none.
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 // problems are sentences for the Hello.

@@ -67,7 +67,7 @@ func boxBuild() {
 	boxFatal("mknod", unix.Mknod(filepath.Join(dir, "upper/dev/net/tun"), unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))))
 	boxFatal("chown", os.Chown(filepath.Join(dir, "upper/dev"), boxMapped, boxMapped))
 	boxFatal("chown", os.Chown(filepath.Join(dir, "upper/tmp"), boxMapped, boxMapped))
-	boxFatal("chmod", unix.Chmod(filepath.Join(dir, "upper/tmp"), 0o1777))
+	boxFatal("chmod", unix.Chmod(filepath.Join(dir, "upper/tmp"), 0o1755))
 	unix.Umask(0o022)
 	boxFatal("root", unix.Mount("/", dir+"/root", "", unix.MS_BIND, ""))
 	boxFatal("overlay", unix.Mount("box", dir+"/host", "overlay", 0,

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -107,12 +108,14 @@ func (c *command) close() {
 func (c *command) run() {
 	var exited *wire.Exited
 	var err error
-	switch c.Op {
-	case wire.OpExec:
+	switch lacks := c.a.lacks; {
+	case lacks != nil && c.a.rootErr == nil && c.Op != wire.OpRead:
+		err = &blamed{wire.CauseFiles, lacks}
+	case c.Op == wire.OpExec:
 		exited, err = c.exec()
-	case wire.OpRead:
+	case c.Op == wire.OpRead:
 		exited, err = c.readFile()
-	case wire.OpWrite:
+	case c.Op == wire.OpWrite:
 		exited, err = c.writeFile()
 	default:
 		err = fmt.Errorf("this guest can't do %q", string(c.Op))
@@ -120,7 +123,12 @@ func (c *command) run() {
 	c.close()
 	c.a.forget(c)
 	if err != nil {
-		c.a.send(wire.KindFailed, wire.Failed{ID: c.ID, Errno: errno(err), What: err.Error()})
+		f := wire.Failed{ID: c.ID, Errno: errno(err), What: err.Error()}
+		var b *blamed
+		if errors.As(err, &b) {
+			f.Cause = b.cause
+		}
+		c.a.send(wire.KindFailed, f)
 		return
 	}
 	exited.ID = c.ID
@@ -130,7 +138,7 @@ func (c *command) run() {
 // exec runs a program.
 func (c *command) exec() (*wire.Exited, error) {
 	if err := c.a.rootErr; err != nil {
-		return nil, err
+		return nil, &blamed{wire.CauseFiles, err}
 	}
 	f, err := c.files()
 	if err != nil {

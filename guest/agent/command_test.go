@@ -177,6 +177,7 @@ echo fine`)
 			var start *remote.StartError
 			require.ErrorAs(t, err, &start)
 			require.ErrorIs(t, err, c.is)
+			assert.Equal(t, strings.HasPrefix(start.What, "the working directory "), start.Cause == wire.CauseDir)
 			for _, e := range c.errs {
 				assert.ErrorContains(t, err, e)
 			}
@@ -419,14 +420,108 @@ func TestRoot(t *testing.T) {
 	require.NoError(t, os.Symlink(base+"/keep", filepath.Join(base, "link")))
 	require.NoError(t, os.WriteFile(filepath.Join(base, "file"), nil, 0o666))
 	root := hostRoot()
-	root.Writable = append(root.Writable, wire.Text(base+"/link"), wire.Text(base+"/nope"))
+	root.Writable = append(root.Writable, wire.Text(base+"/link"))
 	g, _ := newGuest(t, wire.Config{Root: root, Mounts: []wire.Mount{{Tag: "host", Dir: "/tmp/new/share"}}})
 	hello, err := g.Ready(bounded(t))
 	require.NoError(t, err)
-	assert.Equal(t, []string{"make " + base + "/nope writable: no such file or directory", "mount devtmpfs on /dev: operation not permitted"}, hello.Problems)
+	assert.Equal(t, []string{"mount devtmpfs on /dev: operation not permitted"}, hello.Problems)
+	assert.Empty(t, hello.Lacks)
 	said(t, g, fmt.Sprintf(`set -e; cd %s; echo a >keep/a; echo b >drop/b; cat keep/a drop/b
 		cd /tmp/new/share%[1]s; test -e keep/a; ! test -e drop/b
 		test -d /run/lock; test -k /tmp; touch /run/x /tmp/x`, base))
+}
+
+// ownDir makes a directory that a box's root may change.
+func ownDir(t *testing.T, parent string, perm os.FileMode) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir, err := os.MkdirTemp(parent, "vole-agent-")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	require.NoError(t, os.Chmod(dir, perm))
+	require.NoError(t, os.Chown(dir, boxMapped, boxMapped))
+	return dir
+}
+
+// What is to be writable and is not is an error of every command.
+func TestLacks(t *testing.T) {
+	for name, c := range map[string]struct {
+		config wire.Config
+		want   string
+	}{
+		"writable": {wire.Config{Root: &wire.Root{Tag: "host", Overlay: true, Writable: []wire.Text{"/dev", "/no/where"}}},
+			"/no/where can't be made writable in the guest: no such file or directory"},
+		"a share": {wire.Config{Mounts: []wire.Mount{{Tag: "nope", Dir: "/mnt"}}},
+			"the share nope can't be mounted on /mnt: invalid argument"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, _ := newGuest(t, c.config)
+			hello, err := g.Ready(bounded(t))
+			require.NoError(t, err)
+			assert.Equal(t, c.want, hello.Lacks)
+			var start *remote.StartError
+			require.ErrorAs(t, sh(t, g, "true").Run(), &start)
+			assert.Equal(t, wire.CauseFiles, start.Cause)
+			assert.Equal(t, c.want, start.What)
+			require.ErrorAs(t, g.WriteFile(bounded(t), "/tmp/x", nil, 0o600), &start)
+			_, err = g.ReadFile(bounded(t), "/proc/self/mounts")
+			require.NoError(t, err)
+		})
+	}
+}
+
+// A writable "/" is the share itself, without an overlay. What the kernel's file systems
+// cover is the guest's all the same, and nothing is made in the share.
+func TestWritableRoot(t *testing.T) {
+	home := ownDir(t, "", 0o755)
+	root := hostRoot()
+	root.Writable = append(root.Writable, "/", wire.Text(home))
+	g, _ := newGuest(t, wire.Config{Root: root, Mounts: []wire.Mount{{Tag: "host", Dir: "/run/share"}}})
+	said(t, g, fmt.Sprintf(`set -e; echo kept >/tmp/kept; cmp /tmp/kept /run/share/tmp/kept; test / -ef /run/share
+		echo x >%[1]s/x; test -e /run/share%[1]s/x; test %[1]s -ef /run/share%[1]s; touch /run/x; ! test -e /run/share/run/x
+		! test -e /run/share/run/vole; ! test -e /run/share/dev/hugepages; test -d /run/lock`, home))
+	hello, _ := g.Hello()
+	assert.Empty(t, hello.Lacks)
+}
+
+// Writable directories below /run and /dev/shm are there, in the guest's own (a box's share
+// has no /dev/shm).
+func TestWritableRun(t *testing.T) {
+	run := ownDir(t, "/run", 0o755)
+	require.NoError(t, os.Mkdir(filepath.Join(run, "program"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(run, "program", "p"), []byte("#!/bin/sh\necho runs"), 0o755))
+	for name, root := range map[string]*wire.Root{"overlay": hostRoot(), "all of it": {Tag: "host", Overlay: true, Writable: []wire.Text{"/"}}} {
+		t.Run(name, func(t *testing.T) {
+			root.Writable = append(root.Writable, wire.Text(run))
+			root.Visible = []wire.Text{wire.Text(run + "/program"), "/run/no/such"}
+			// The share is no more than another view of this machine's files.
+			g, _ := newGuest(t, wire.Config{Root: root, Mounts: []wire.Mount{{Tag: "host", Dir: "/mnt"}}})
+			assert.Equal(t, "runs\nlock\n"+filepath.Base(run)+"\n", said(t, g, fmt.Sprintf("set -e; echo kept >%s/kept; test -e /mnt%[1]s/kept; %[1]s/program/p; ls /run", run)))
+			hello, _ := g.Hello()
+			assert.Equal(t, "show /run/no/such: no such file or directory", hello.Problems[0])
+		})
+	}
+	assert.True(t, late("/run") && late("/dev/shm/x") && !late("/runs") && !late("/dev"))
+}
+
+// The agent changes nothing in what is the host's: neither modes nor directories nor files.
+func TestHostUntouched(t *testing.T) {
+	root := hostRoot()
+	root.ModulesDir = "/usr/share"
+	root.Writable = append(root.Writable, "/tmp", "/etc", "/usr/lib", "/lib", "/run")
+	g, _ := newGuest(t, wire.Config{
+		Root:   root,
+		Mounts: []wire.Mount{{Tag: "host", Dir: "/mnt"}},
+		Net:    &wire.Net{DNS: []string{"10.0.2.3"}},
+	})
+	// The box's /tmp is not quite what it would be made.
+	out := said(t, g, `set -e; test -e /etc/resolv.conf && grep -q 10.0.2.3 /etc/resolv.conf && ! grep -q 10.0.2.3 /mnt/etc/resolv.conf
+		stat -c %a /mnt/tmp; ! test -e /mnt/run/vole; ! test -e /mnt/usr/lib/modules/$(uname -r)`)
+	assert.Equal(t, "1755\n", out)
+	hello, _ := g.Hello()
+	assert.Contains(t, strings.Join(hello.Problems, "\n"), "show /usr/share as /lib/modules/"+release()+": /lib/modules/"+release()+" is missing")
 }
 
 func TestNoRoot(t *testing.T) {
@@ -435,7 +530,7 @@ func TestNoRoot(t *testing.T) {
 	require.NoError(t, err)
 	text := strings.Join(hello.Problems, "\n")
 	assert.Contains(t, text, "the guest has no root file system: mount the share nope: invalid argument")
-	assert.Contains(t, text, "mount the share more on /x: invalid argument")
+	assert.Equal(t, "the share more can't be mounted on /x: invalid argument", hello.Lacks)
 	assert.Contains(t, text, "load the kernel module nope.ko: no such file or directory")
 	err = g.CommandContext(bounded(t), "true").Run()
 	var start *remote.StartError

@@ -145,7 +145,7 @@ func (c *command) why(file string, attr *syscall.ProcAttr, err error) error {
 	case unix.EACCES:
 		// A program that can't be there shows whether the directory was to blame.
 		if _, probe := syscall.ForkExec("", []string{""}, attr); probe == unix.EACCES {
-			return fmt.Errorf("the working directory %s is closed to user %d: %w", attr.Dir, c.UID, err)
+			return &blamed{wire.CauseDir, fmt.Errorf("the working directory %s is closed to user %d: %w", attr.Dir, c.UID, err)}
 		}
 		if unix.Stat(within(attr.Dir, file), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
 			return fmt.Errorf("%s is a directory: %w", file, err)
@@ -160,6 +160,14 @@ func (c *command) why(file string, attr *syscall.ProcAttr, err error) error {
 	return fmt.Errorf("%s: %w", file, err)
 }
 
+// blamed is an error that is not the program's.
+type blamed struct {
+	cause wire.Cause
+	error
+}
+
+func (b *blamed) Unwrap() error { return b.error }
+
 // checkDir finds fault with a working directory.
 func checkDir(dir string) error {
 	var st unix.Stat_t
@@ -168,7 +176,7 @@ func checkDir(dir string) error {
 		err = unix.ENOTDIR
 	}
 	if err != nil {
-		return fmt.Errorf("the working directory %s: %w", dir, err)
+		return &blamed{wire.CauseDir, fmt.Errorf("the working directory %s: %w", dir, err)}
 	}
 	return nil
 }
@@ -197,8 +205,10 @@ func (c *command) makeRuntimeDir() {
 	want := fmt.Sprintf("/run/user/%d", c.UID)
 	for _, kv := range c.Env {
 		if value, ok := strings.CutPrefix(string(kv), "XDG_RUNTIME_DIR="); ok && value == want {
-			if makeDir("/run/user", 0o755) == nil && unix.Mkdir(want, 0o700) == nil {
+			// It may have been made for what is mounted below it.
+			if c.a.shares.makeDir(want, 0o700) == nil && !c.a.shares.have(want) {
 				_ = unix.Chown(want, int(c.UID), int(c.GID))
+				_ = unix.Chmod(want, 0o700)
 			}
 		}
 	}

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"strings"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -35,11 +37,11 @@ func mountTable() []mountPoint {
 	}
 }
 
-// mountSystem mounts what user space expects of a kernel, and makes what udev and
-// tmpfiles.d would have made.
-func mountSystem(p *problems) {
+// mountSystem mounts what user space expects of a kernel, and makes what udev would have
+// made. Directories that are missing in the root are made if it is ours.
+func mountSystem(ours bool, p *problems) {
 	for _, m := range mountTable() {
-		if err := m.mount(); err != nil && !m.optional {
+		if err := m.mount(ours); err != nil && !m.optional {
 			p.check(err, "mount %s on %s", m.kind, m.dir)
 		}
 	}
@@ -57,32 +59,16 @@ func mountSystem(p *problems) {
 	for _, node := range []string{"/dev/fuse", "/dev/kvm", "/dev/net/tun", "/dev/vsock"} {
 		_ = unix.Chmod(node, 0o666)
 	}
-	p.check(makeDir("/run/lock", 0o1777), "make /run/lock")
-	p.check(makeTmp(), "make /tmp")
 }
 
 // mount mounts m, and makes its directory if it is missing; what is below /sys is
 // there if the kernel has it.
-func (m *mountPoint) mount() error {
+func (m *mountPoint) mount(ours bool) error {
 	err := unix.Mount(m.kind, m.dir, m.kind, m.flags, m.data)
-	if err == unix.ENOENT && (!m.optional || m.dir[:5] == "/dev/") {
+	if err == unix.ENOENT && (strings.HasPrefix(m.dir, "/dev/") || ours && !m.optional) {
 		if err = makeDir(m.dir, 0o755); err == nil {
 			err = unix.Mount(m.kind, m.dir, m.kind, m.flags, m.data)
 		}
-	}
-	return err
-}
-
-// makeTmp sees to it that all can write to /tmp.
-func makeTmp() error {
-	const perm = 0o1777
-	var st unix.Stat_t
-	err := unix.Stat("/tmp", &st)
-	switch {
-	case err == unix.ENOENT:
-		return makeDir("/tmp", perm)
-	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Mode&0o7777 != perm:
-		return unix.Chmod("/tmp", perm)
 	}
 	return err
 }

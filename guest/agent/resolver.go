@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"os"
 	"path"
 	"strings"
@@ -56,8 +57,8 @@ func rescue() rescued {
 }
 
 // restore puts into the new /run what was rescued.
-func (r *rescued) restore(p *problems) {
-	if r.resolver != "" && r.text != "" {
+func (r *rescued) restore(s *shares, p *problems) {
+	if r.resolver != "" && r.text != "" && !s.have(r.resolver) {
 		p.check(writeNew(r.resolver, r.text), "keep %s", r.resolver)
 	}
 	for _, l := range r.links {
@@ -68,24 +69,31 @@ func (r *rescued) restore(p *problems) {
 }
 
 // setResolver names DNS servers. The host's file is not written to: if it is a link
-// into /run, its target is, otherwise a file in memory is mounted over it.
-func setResolver(servers []string, target string) error {
+// into the guest's /run, its target is, otherwise a file in memory is mounted over it.
+func (s *shares) setResolver(servers []string, target string) error {
 	var b strings.Builder
-	for _, s := range servers {
-		b.WriteString("nameserver " + s + "\n")
+	for _, name := range servers {
+		b.WriteString("nameserver " + name + "\n")
 	}
-	if target != "" {
+	if target != "" && !s.have(target) {
 		return writeNew(target, b.String())
 	}
-	const file = "/run/vole/resolv.conf"
+	file := "/run/vole/resolv.conf"
+	if s.have(file) {
+		file = "/dev/.vole/resolv.conf"
+	}
 	if err := writeNew(file, b.String()); err != nil {
 		return err
 	}
 	err := unix.Mount(file, resolvConf, "", unix.MS_BIND, "")
-	if err == unix.ENOENT {
-		err = writeNew(resolvConf, b.String())
+	if err != unix.ENOENT {
+		return err
 	}
-	return err
+	if s.have(resolvConf) {
+		return errors.New("it is missing, and is not made in a directory of the host's that is writable")
+	}
+	_ = unix.Unlink(resolvConf) // a link that leads nowhere
+	return writeNew(resolvConf, b.String())
 }
 
 // writeNew writes a file anew, and makes its directory.

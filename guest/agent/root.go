@@ -3,7 +3,8 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"os"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -31,27 +32,33 @@ func mountVirtioFS(tag, dir string, readOnly bool) error {
 func (a *agent) makeRoot() []string {
 	var p problems
 	c := &a.Config
-	var r rescued
+	var e entered
 	if c.Root != nil {
-		r2, err := a.enterRoot(c.Root, &p)
-		if err != nil {
+		var err error
+		if e, err = a.enterRoot(c.Root, &p); err != nil {
 			a.rootErr = fmt.Errorf("the guest has no root file system: %w", err)
 			p = append(p, a.rootErr.Error())
 		}
-		r = r2
 	}
-	mountSystem(&p)
-	r.restore(&p)
+	mountSystem(!e.whole, &p)
+	a.bind(e.late, &p)
+	a.shares.find(e.whole)
+	a.shares.makeSystem(&p)
+	e.restore(&a.shares, &p)
 	if c.Root != nil && a.rootErr == nil {
-		bindModules(string(c.Root.ModulesDir), &p)
+		a.shares.bindModules(string(c.Root.ModulesDir), &p)
 	}
 	for _, m := range c.Mounts {
 		dir := string(m.Dir)
-		err := makeDir(dir, 0o755)
+		err := a.shares.makeDir(dir, 0o755)
 		if err == nil {
 			err = a.Share(m.Tag, dir, m.ReadOnly)
 		}
-		p.check(err, "mount the share %s on %s", m.Tag, dir)
+		if err != nil {
+			a.lack("the share %s can't be mounted on %s: %w", m.Tag, dir, err)
+		} else if !m.ReadOnly {
+			a.shares.add(dir)
+		}
 	}
 	if c.Hostname != "" {
 		p.check(unix.Sethostname([]byte(c.Hostname)), "name the guest %s", c.Hostname)
@@ -60,17 +67,32 @@ func (a *agent) makeRoot() []string {
 		p.check(setCorePattern(c.CorePattern), "set the core pattern")
 	}
 	if c.Net != nil && len(c.Net.DNS) > 0 {
-		p.check(setResolver(c.Net.DNS, r.resolver), "name the DNS servers in %s", resolvConf)
+		p.check(a.shares.setResolver(c.Net.DNS, e.resolver), "name the DNS servers in %s", resolvConf)
 	}
 	return p
 }
 
+// lack notes what commands can't do without: what they write would be lost.
+func (a *agent) lack(format string, args ...any) {
+	if a.lacks == nil {
+		a.lacks = fmt.Errorf(format, args...)
+	}
+}
+
+// entered is what enterRoot leaves to be done.
+type entered struct {
+	rescued
+	late  []bind // to be mounted in the system's own file systems
+	whole bool   // all of the root is the host's to change
+}
+
 // enterRoot makes the share, or the overlay on it, the root directory of this
 // process. Errors are those without which there is no root.
-func (a *agent) enterRoot(root *wire.Root, p *problems) (rescued, error) {
-	var none rescued
+func (a *agent) enterRoot(root *wire.Root, p *problems) (entered, error) {
+	var none entered
+	whole := slices.Contains(root.Writable, "/")
 	share := rootDir
-	if root.Overlay {
+	if root.Overlay && !whole {
 		share = shareDir
 	}
 	for _, dir := range []string{share, rootDir} {
@@ -81,18 +103,17 @@ func (a *agent) enterRoot(root *wire.Root, p *problems) (rescued, error) {
 	if err := a.Share(root.Tag, share, false); err != nil {
 		return none, fmt.Errorf("mount the share %s: %w", root.Tag, err)
 	}
-	var binds []bind
-	if root.Overlay {
+	if share == shareDir {
 		if err := mountOverlay(); err != nil {
 			return none, err
 		}
-		var err error
-		if binds, err = openBinds(root, p); err != nil {
-			return none, err
-		}
+	}
+	early, late, err := a.openBinds(root, share, p)
+	if err != nil {
+		return none, err
 	}
 	// What switch_root(8) does: the initramfs stays below, out of sight.
-	err := unix.Chdir(rootDir)
+	err = unix.Chdir(rootDir)
 	if err == nil {
 		err = unix.Mount(".", "/", "", unix.MS_MOVE, "")
 	}
@@ -105,10 +126,10 @@ func (a *agent) enterRoot(root *wire.Root, p *problems) (rescued, error) {
 	if err != nil {
 		return none, fmt.Errorf("enter it: %w", err)
 	}
-	for _, b := range binds {
-		p.check(b.mount(), "make %s writable", b.path)
+	if share == shareDir {
+		a.bind(early, p)
 	}
-	return rescue(), nil
+	return entered{rescue(), late, whole}, nil
 }
 
 // mountOverlay lays memory over the share.
@@ -137,46 +158,97 @@ func mountOverlay() error {
 	return nil
 }
 
-// bind is a directory or file of the share that the overlay does not hide.
+// bind is a directory or file of the share that nothing of the guest's own hides.
 type bind struct {
-	path string
-	fd   int // of the share's
+	path     string
+	fd       int // of the share's
+	readOnly bool
+}
+
+// late says whether what is bound at path has to wait for the system's own file systems,
+// since it is in one of them.
+func late(path string) bool {
+	for _, dir := range []string{"/run", "/dev/shm"} {
+		if path == dir || strings.HasPrefix(path, dir+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 // openBinds opens what is to be bound, as the share names it: links in it lead to
-// places in it.
-func openBinds(root *wire.Root, p *problems) ([]bind, error) {
-	if len(root.Writable) == 0 {
-		return nil, nil
+// places in it. What contains others comes before them.
+func (a *agent) openBinds(root *wire.Root, share string, p *problems) (early, lates []bind, err error) {
+	var all []bind
+	for _, w := range root.Writable {
+		if w != "/" {
+			all = append(all, bind{path: string(w)})
+		}
 	}
+	for _, v := range root.Visible {
+		all = append(all, bind{path: string(v), readOnly: true})
+	}
+	if len(all) == 0 {
+		return nil, nil, nil
+	}
+	slices.SortStableFunc(all, func(x, y bind) int { return strings.Compare(x.path, y.path) })
 	out, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer unix.Close(out)
-	if err := unix.Chroot(shareDir); err != nil {
-		return nil, err
+	if err := unix.Chroot(share); err != nil {
+		return nil, nil, err
 	}
-	var binds []bind
-	for _, w := range root.Writable {
-		path := string(w)
-		fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
-		if err != nil {
-			p.check(err, "make %s writable", path)
+	for _, b := range all {
+		if b.fd, err = unix.Open(b.path, unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {
+			a.unbound(b, err, p)
 			continue
 		}
-		binds = append(binds, bind{path, fd})
+		if late(b.path) {
+			lates = append(lates, b)
+		} else {
+			early = append(early, b)
+		}
 	}
 	if err := unix.Fchdir(out); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return binds, unix.Chroot(".")
+	return early, lates, unix.Chroot(".")
 }
 
-// mount puts what was opened where it stands, and closes it.
+// bind mounts what was opened where it stands, and closes it.
+func (a *agent) bind(binds []bind, p *problems) {
+	for _, b := range binds {
+		err := b.mount()
+		unix.Close(b.fd)
+		switch {
+		case err != nil:
+			a.unbound(b, err, p)
+		case !b.readOnly:
+			a.shares.dirs = append(a.shares.dirs, b.path)
+		}
+	}
+}
+
+// unbound notes that a bind has failed.
+func (a *agent) unbound(b bind, err error, p *problems) {
+	if b.readOnly {
+		p.check(err, "show %s", b.path)
+		return
+	}
+	a.lack("%s can't be made writable in the guest: %w", b.path, err)
+}
+
+// mount mounts b. In the system's own file systems there may be no place for it yet.
 func (b bind) mount() error {
-	defer unix.Close(b.fd)
-	return mountFD(b.fd, b.path)
+	err := mountFD(b.fd, b.path)
+	if err == unix.ENOENT && late(b.path) {
+		if err = makeDir(b.path, 0o755); err == nil {
+			err = mountFD(b.fd, b.path)
+		}
+	}
+	return err
 }
 
 // mountFD mounts the file or directory that is open as fd on target as well.
@@ -191,12 +263,12 @@ func mountFD(fd int, target string) error {
 
 // bindModules makes the directory with the kernel's modules appear where programs
 // look for it.
-func bindModules(dir string, p *problems) {
+func (s *shares) bindModules(dir string, p *problems) {
 	target := "/lib/modules/" + release()
 	if dir == "" || dir == target {
 		return
 	}
-	err := os.MkdirAll(target, 0o755)
+	err := s.makeDir(target, 0o755)
 	if err == nil {
 		err = unix.Mount(dir, target, "", unix.MS_BIND|unix.MS_REC, "")
 	}

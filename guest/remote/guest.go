@@ -335,7 +335,7 @@ func (g *Guest) frame(f wire.Frame) error {
 			return err
 		}
 		if cmd := g.command(m.ID); cmd != nil {
-			cmd.finish(nil, &StartError{Errno: m.Errno, What: m.What})
+			cmd.finish(nil, &StartError{Errno: m.Errno, Cause: m.Cause, What: m.What})
 		}
 	case wire.KindExited:
 		var m wire.Exited

@@ -71,8 +71,9 @@ func (e *ExitError) Error() string { return e.ProcessState.String() }
 
 // StartError says that a command could not be started in the guest.
 type StartError struct {
-	Errno uint32 // of Linux, 0 for none
-	What  string // a sentence that names the file
+	Errno uint32     // of Linux, 0 for none
+	Cause wire.Cause // what is to blame
+	What  string     // a sentence that names the file
 }
 
 func (e *StartError) Error() string { return e.What }

@@ -37,8 +37,13 @@ type Root struct {
 	// gone with the guest. Without it the share is the root as it is.
 	Overlay bool `json:"overlay,omitempty"`
 	// Writable are absolute paths of the share that are not overlaid: what is
-	// written there is written on the host.
+	// written there is written on the host. With "/" among them there is no overlay
+	// at all. What is the guest's own (/proc, /sys, /dev, /run) stays that, but for
+	// paths below /run and /dev/shm.
 	Writable []Text `json:"writable,omitempty"`
+	// Visible are absolute paths of the share below /run and /dev/shm that are not
+	// hidden by the guest's own, as the host lets them be used.
+	Visible []Text `json:"visible,omitempty"`
 	// ModulesDir is an absolute path of the share with the running kernel's
 	// modules, to appear as /lib/modules/RELEASE; empty is none.
 	ModulesDir Text `json:"modules-dir,omitempty"`

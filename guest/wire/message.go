@@ -32,8 +32,12 @@ type Hello struct {
 	Init  int64 `json:"init"`
 	Ready int64 `json:"ready"`
 	// Problems are what of the Config could not be done, in sentences. Commands can
-	// be run all the same; what they can't do without is an error of theirs.
+	// be run all the same.
 	Problems []string `json:"problems,omitempty"`
+	// Lacks is what could not be done and is no mere problem: a directory that is to
+	// be the host's is not, and what is written there would be lost. Each command
+	// fails with it, as CauseFiles; OpRead does not.
+	Lacks string `json:"lacks,omitempty"`
 }
 
 // File says what a standard file of a command is connected to.
@@ -111,9 +115,19 @@ type Failed struct {
 	ID uint32 `json:"id"`
 	// Errno is why, as a number of the Linux ABI; 0 where it was something else.
 	Errno uint32 `json:"errno,omitempty"`
+	Cause Cause  `json:"cause,omitempty"`
 	// What is the reason in a sentence, which names the file.
 	What string `json:"what"`
 }
+
+// Cause is what is to blame when a command can't be started.
+type Cause string
+
+const (
+	CauseProgram Cause = ""      // the program, its arguments or user
+	CauseDir     Cause = "dir"   // the working directory
+	CauseFiles   Cause = "files" // the guest's file systems, whoever asks
+)
 
 // Exited says how the command ended.
 type Exited struct {
