@@ -246,12 +246,13 @@ func exitedOf(e end, began time.Time, ooms int) *wire.Exited {
 		MaxRSS: e.usage.Maxrss,
 		Wall:   int64(e.at.Sub(began)),
 	}
+	x.OOMKills = max(0, oomKills()-ooms)
 	if !e.status.Signaled() {
 		x.Code = e.status.ExitStatus()
 		return x
 	}
 	x.Signal = int(e.status.Signal())
 	x.Core = e.status.CoreDump()
-	x.OOM = e.status.Signal() == unix.SIGKILL && oomKills() > ooms
+	x.OOM = e.status.Signal() == unix.SIGKILL && x.OOMKills > 0
 	return x
 }

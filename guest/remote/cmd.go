@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,8 +29,8 @@ type Cmd struct {
 	// waits when the command ends is left behind, unless it has SetReadDeadline.
 	// Stdout and Stderr may be the same: then their bytes come in the order in which
 	// they were written. A writer that fails closes the command's end: SIGPIPE. A reader
-	// that fails, other than by io.EOF, has the command killed. When the guest has gone,
-	// or the context ended, a Write that waits is ended by SetWriteDeadline, or left
+	// that fails, other than by io.EOF, is the end of what the command reads, and an
+	// error of Wait. When the guest has gone, or the context ended, a Write that waits is ended by SetWriteDeadline, or left
 	// behind.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
@@ -55,8 +56,8 @@ type Cmd struct {
 	begun    bool
 	streams  [4]stream
 	output   sync.WaitGroup // of the streams that the command writes
-	copyErr  error          // of a writer
-	inErr    error          // of a reader
+	copyErr  *StreamError   // of a writer
+	inErr    *StreamError   // of a reader
 	process  int
 	going    chan struct{} // closed when the guest has started it, or at the end
 	finished chan struct{} // closed with the end
@@ -193,7 +194,9 @@ func (c *Cmd) begin(op wire.Op) error {
 	g.nextID++
 	w.ID = g.nextID
 	g.running[w.ID] = c
+	c.mu.Lock()
 	c.wire = w
+	c.mu.Unlock()
 	for i := range c.streams {
 		if c.streams[i].w != nil {
 			c.output.Add(1)
@@ -258,8 +261,10 @@ func (c *Cmd) ended() bool {
 
 // Wait waits for the command's end and for all of its output. The error is nil if the
 // command has ended with code 0, an *ExitError if it ended in another way, a *StartError
-// if it could not be started, a writer's error where its output could not be written,
-// or the guest's. As with exec.Cmd, everything is read from the pipes before.
+// if it could not be started, or the guest's. If a reader or writer has failed, it is or
+// wraps a *StreamError, too: but one because nobody reads the output any more (EPIPE) is
+// left out where there is an *ExitError. As with exec.Cmd, everything is read from the
+// pipes before.
 func (c *Cmd) Wait() error {
 	c.mu.Lock()
 	begun := c.begun
@@ -280,17 +285,32 @@ func (c *Cmd) Wait() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ProcessState = c.state
-	switch {
-	case c.state == nil:
+	if c.state == nil {
 		return c.err
-	case c.inErr != nil && !c.state.Success():
-		return c.inErr
-	case c.copyErr != nil && c.state.Success():
-		return c.copyErr
-	case !c.state.Success():
-		return &ExitError{ProcessState: c.state}
 	}
-	return nil
+	var all endError
+	if !c.state.Success() && !(c.inErr != nil && c.wire.Op == wire.OpWrite) {
+		all = append(all, &ExitError{ProcessState: c.state})
+	}
+	if c.copyErr != nil && (len(all) == 0 || !moot(c.copyErr)) {
+		all = append(all, c.copyErr)
+	}
+	if c.inErr != nil {
+		all = append(all, c.inErr)
+	}
+	switch len(all) {
+	case 0:
+		return nil
+	case 1:
+		return all[0]
+	}
+	return all
+}
+
+// moot says whether a writer's error tells nothing that a command's end does not: its
+// reader has gone, as the command has heard, or the wait for it was given up.
+func moot(err error) bool {
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // forget takes the command out of its guest, and closes its connections.
@@ -330,5 +350,8 @@ func (c *Cmd) Signal(s syscall.Signal) error {
 
 // Resize gives the command's terminal another size.
 func (c *Cmd) Resize(rows, cols uint16) error {
-	return c.guest.send(wire.KindResize, wire.Resize{ID: c.wire.ID, Size: wire.Size{Rows: rows, Cols: cols}})
+	c.mu.Lock()
+	id := c.wire.ID
+	c.mu.Unlock()
+	return c.guest.send(wire.KindResize, wire.Resize{ID: id, Size: wire.Size{Rows: rows, Cols: cols}})
 }

@@ -3,6 +3,7 @@ package remote
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"io/fs"
 
@@ -41,6 +42,10 @@ func (c *Cmd) file(op wire.Op) error {
 		return &fs.PathError{Op: string(op), Path: c.Path, Err: err}
 	}
 	if err := c.Wait(); err != nil {
+		var s *StreamError
+		if errors.As(err, &s) {
+			err = s.Err // which file it is is known
+		}
 		return &fs.PathError{Op: string(op), Path: c.Path, Err: err}
 	}
 	return nil

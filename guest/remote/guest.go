@@ -30,8 +30,9 @@ const (
 	maxConns = 1024
 	// prefaceBound is how long a connection may take to say what it is.
 	prefaceBound = 30 * time.Second
-	// maxText is as much of a line of the agent's as is logged, in bytes.
-	maxText = 500
+	// maxCode and maxSignal are the largest that Linux has.
+	maxCode   = 255
+	maxSignal = 64
 	// lostBound is the same for a guest that is gone.
 	lostBound = 2 * time.Second
 	// drainBound is how long the rest of a command's output may take to come once
@@ -319,7 +320,7 @@ func (g *Guest) frame(f wire.Frame) error {
 			return fmt.Errorf("%w: a second hello", ErrProtocol)
 		default:
 		}
-		g.hello = m
+		g.hello = cleanHello(m)
 		close(g.ready)
 	case wire.KindStarted:
 		var m wire.Started
@@ -335,13 +336,17 @@ func (g *Guest) frame(f wire.Frame) error {
 			return err
 		}
 		if cmd := g.command(m.ID); cmd != nil {
-			cmd.finish(nil, &StartError{Errno: m.Errno, Cause: m.Cause, What: m.What})
+			cmd.finish(nil, &StartError{Errno: m.Errno, Cause: m.Cause, What: clean(m.What)})
 		}
 	case wire.KindExited:
 		var m wire.Exited
 		if err := f.Decode(&m); err != nil {
 			return err
 		}
+		if m.Code < 0 || m.Code > maxCode || m.Signal < 0 || m.Signal > maxSignal || m.OOMKills < 0 {
+			return fmt.Errorf("%w: a command ended with code %d, signal %d, %d killed", ErrProtocol, m.Code, m.Signal, m.OOMKills)
+		}
+		m.What = clean(m.What)
 		if cmd := g.command(m.ID); cmd != nil {
 			cmd.finish(&ProcessState{pid: cmd.pid(), exit: m}, nil)
 		}
@@ -363,7 +368,7 @@ func (g *Guest) frame(f wire.Frame) error {
 			return err
 		}
 		if held, ok := g.mayLog(); ok {
-			g.log.Info("guest: "+m.Text[:min(len(m.Text), maxText)], "unreported", held)
+			g.log.Info("guest: "+clean(m.Text), "unreported", held)
 		}
 	}
 	return nil

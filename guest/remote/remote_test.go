@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -264,7 +265,110 @@ func TestWriterFails(t *testing.T) {
 	_, err := o.Read(make([]byte, 1))
 	require.ErrorIs(t, err, io.EOF, "the command's end is closed")
 	a.say(wire.KindExited, wire.Exited{ID: w.ID})
-	require.EqualError(t, <-run, "full")
+	require.EqualError(t, <-run, "stdout: full")
+}
+
+type refusing struct{ err error }
+
+func (r refusing) Write([]byte) (int, error) { return 0, r.err }
+
+// A command that can't write is killed by SIGPIPE, which says nothing of the reason.
+func TestWriterFailsAndCommandToo(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		want string
+	}{
+		"full":       {syscall.ENOSPC, "signal: broken pipe; stdout: no space left on device"},
+		"not wanted": {syscall.EPIPE, "signal: broken pipe"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, path := newGuest(t)
+			a := newAgent(t, path)
+			cmd := g.CommandContext(within(t), "yes")
+			cmd.Stdout = refusing{c.err}
+			run := async(cmd.Run)
+			var w wire.Command
+			a.next(wire.KindStart, &w)
+			o := a.stream(w.ID, 1)
+			a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 2})
+			_, _ = o.Write([]byte("y\n"))
+			_, err := o.Read(make([]byte, 1))
+			require.ErrorIs(t, err, io.EOF)
+			a.say(wire.KindExited, wire.Exited{ID: w.ID, Signal: 13})
+			err = <-run
+			require.EqualError(t, err, c.want)
+			var exit *ExitError
+			require.ErrorAs(t, err, &exit)
+			assert.Equal(t, syscall.SIGPIPE, exit.Signal())
+		})
+	}
+}
+
+// What can't be read is the end of a command's input, and an error of Wait.
+func TestInputFails(t *testing.T) {
+	for name, exited := range map[string]wire.Exited{"fine": {}, "not": {Code: 3}} {
+		t.Run(name, func(t *testing.T) {
+			g, path := newGuest(t)
+			a := newAgent(t, path)
+			cmd := g.CommandContext(within(t), "cat")
+			cmd.Stdin = broken{strings.NewReader("half")}
+			run := async(cmd.Run)
+			var w wire.Command
+			a.next(wire.KindStart, &w)
+			in := a.stream(w.ID, 0)
+			a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 2})
+			got, err := io.ReadAll(in)
+			require.NoError(t, err)
+			assert.Equal(t, "half", string(got))
+			exited.ID = w.ID
+			a.say(wire.KindExited, exited)
+			err = <-run
+			var s *StreamError
+			require.ErrorAs(t, err, &s)
+			require.EqualError(t, s, "stdin: torn")
+			var exit *ExitError
+			assert.Equal(t, exited.Code != 0, errors.As(err, &exit))
+		})
+	}
+}
+
+// What a guest says of a command has the bounds that Linux has, or is nonsense.
+func TestImpossibleEndings(t *testing.T) {
+	for _, x := range []wire.Exited{{Code: 256}, {Code: -1}, {Signal: 65}, {Signal: -9}, {OOMKills: -1}} {
+		g, path := newGuest(t)
+		a := newAgent(t, path)
+		cmd := g.CommandContext(within(t), "true")
+		run := async(cmd.Run)
+		var w wire.Command
+		a.next(wire.KindStart, &w)
+		x.ID = w.ID
+		a.say(wire.KindExited, x)
+		require.ErrorIs(t, <-run, ErrProtocol, "%+v", x)
+	}
+}
+
+// Texts of the guest's are lines of some hundred bytes.
+func TestTextsAreBounded(t *testing.T) {
+	g, path := newGuest(t)
+	c := dial(t, path, wire.Preface{Stream: wire.Control})
+	a := &agent{t: t, path: path, Conn: c, out: wire.NewWriter(c)}
+	long := strings.Repeat("x", 1<<20)
+	a.say(wire.KindHello, wire.Hello{Release: "6.1\n", Lacks: long, Problems: slices.Repeat([]string{"\x1b[2J\xff\u202eé " + long[:600]}, 100)})
+	hello, err := g.Ready(within(t))
+	require.NoError(t, err)
+	assert.Equal(t, `6.1\n`, hello.Release)
+	assert.Len(t, hello.Lacks, maxText+3)
+	assert.Len(t, hello.Problems, maxProblems)
+	assert.True(t, strings.HasPrefix(hello.Problems[0], `\x1b[2J`+"\ufffd"+`\u202eé x`), "%.50q", hello.Problems[0])
+
+	cmd := g.CommandContext(within(t), "true")
+	run := async(cmd.Run)
+	var w wire.Command
+	a.next(wire.KindStart, &w)
+	a.say(wire.KindFailed, wire.Failed{ID: w.ID, What: "one\ntwo" + long})
+	err = <-run
+	assert.True(t, strings.HasPrefix(err.Error(), `one\ntwoxx`))
+	assert.Less(t, len(err.Error()), maxText+10)
 }
 
 type broken struct{ io.Reader }

@@ -28,8 +28,12 @@ func (p *ProcessState) ExitCode() int {
 // Signal is the signal that has killed it, 0 for none.
 func (p *ProcessState) Signal() syscall.Signal { return syscall.Signal(p.exit.Signal) }
 
-// OOM says that the guest's kernel had no memory left while the command ran, and killed.
+// OOM says that the guest's kernel had no memory left, and killed the command.
 func (p *ProcessState) OOM() bool { return p.exit.OOM }
+
+// OOMKills is how many processes the guest's kernel has killed for want of memory while
+// the command ran, itself included.
+func (p *ProcessState) OOMKills() int { return p.exit.OOMKills }
 
 // Success says whether it ended with code 0.
 func (p *ProcessState) Success() bool {
@@ -68,6 +72,30 @@ type ExitError struct {
 }
 
 func (e *ExitError) Error() string { return e.ProcessState.String() }
+
+// StreamError says that one of a command's standard files could not be read or written
+// here.
+type StreamError struct {
+	File int // 0 is standard input, 1 and 2 are the outputs, wire.Terminal is the terminal
+	Err  error
+}
+
+func (e *StreamError) Error() string {
+	return [...]string{"stdin", "stdout", "stderr", "the terminal"}[e.File] + ": " + e.Err.Error()
+}
+func (e *StreamError) Unwrap() error { return e.Err }
+
+// endError is all that there is to say of a command's end.
+type endError []error
+
+func (e endError) Error() string {
+	text := e[0].Error()
+	for _, err := range e[1:] {
+		text += "; " + err.Error()
+	}
+	return text
+}
+func (e endError) Unwrap() []error { return e }
 
 // StartError says that a command could not be started in the guest.
 type StartError struct {

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"errors"
 	"io"
 	"net"
 	"reflect"
@@ -208,8 +209,8 @@ func (c *Cmd) send(conn net.Conn, in io.Reader) {
 	}
 }
 
-// pump copies in until either end has ended. A reader that fails is no end of the
-// command's input.
+// pump copies in until either end has ended. A reader that fails is the end of a
+// command's input, but not that of a file: half of one must not look whole.
 func (c *Cmd) pump(conn net.Conn, in io.Reader) {
 	buf := make([]byte, 64<<10)
 	for {
@@ -223,8 +224,10 @@ func (c *Cmd) pump(conn net.Conn, in io.Reader) {
 			break
 		}
 		if err != nil {
-			c.inputFailed(err)
-			return
+			if !c.inputFailed(err) {
+				return
+			}
+			break
 		}
 	}
 	if h, ok := conn.(interface{ CloseWrite() error }); ok {
@@ -232,17 +235,23 @@ func (c *Cmd) pump(conn net.Conn, in io.Reader) {
 	}
 }
 
-// inputFailed ends the command, unless it has ended: what it was to read can't be had.
-func (c *Cmd) inputFailed(err error) {
+// inputFailed notes why the rest of what the command was to read can't be had, unless it
+// has ended, and returns whether that is the end of its input. The making of a file is
+// ended.
+func (c *Cmd) inputFailed(err error) (end bool) {
 	c.mu.Lock()
 	late := c.ended()
 	if !late && c.inErr == nil {
-		c.inErr = err
+		c.inErr = &StreamError{0, err}
 	}
 	c.mu.Unlock()
+	if c.wire.Op != wire.OpWrite {
+		return !late
+	}
 	if !late {
 		_ = c.Signal(syscall.SIGKILL)
 	}
+	return false
 }
 
 // receive copies what the command writes, until it has closed that or w fails, which
@@ -258,7 +267,7 @@ func (c *Cmd) receive(i int, conn net.Conn, w io.Writer) {
 		n, err := conn.Read(buf)
 		if n > 0 {
 			if _, werr := w.Write(buf[:n]); werr != nil {
-				c.outputFailed(werr)
+				c.outputFailed(i, werr)
 				c.guest.drop(conn)
 				return
 			}
@@ -283,10 +292,12 @@ func (c *Cmd) prolong(conn net.Conn) {
 	}
 }
 
-func (c *Cmd) outputFailed(err error) {
+// outputFailed notes why a writer takes no more. That a terminal was hung up is no
+// error: the command hears of it.
+func (c *Cmd) outputFailed(i int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.copyErr == nil && err != io.ErrClosedPipe {
-		c.copyErr = err
+	if c.copyErr == nil && err != io.ErrClosedPipe && !(i == wire.Terminal && errors.Is(err, syscall.EIO)) {
+		c.copyErr = &StreamError{i, err}
 	}
 }

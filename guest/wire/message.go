@@ -137,8 +137,10 @@ type Exited struct {
 	Signal int  `json:"signal,omitempty"`
 	Core   bool `json:"core,omitempty"`
 	// OOM: the kernel has killed it for want of memory, or others while it ran and
-	// it ended by SIGKILL itself.
-	OOM bool `json:"oom,omitempty"`
+	// it ended by SIGKILL itself. OOMKills is how many processes the kernel has killed
+	// for that while it ran, of whichever command.
+	OOM      bool `json:"oom,omitempty"`
+	OOMKills int  `json:"oom-kills,omitempty"`
 	// What is what went wrong for OpRead and OpWrite, "" if nothing.
 	What string `json:"what,omitempty"`
 	// User, System and Wall are the times it took in nanoseconds; MaxRSS is in KiB.
