@@ -10,7 +10,8 @@
 // What the guest sees: the host's root directory by a virtio file system, read-only,
 // with a file system in the guest's memory laid over it, so that everything can be
 // written and is gone with the guest; but what is written below Root.Writable is
-// written on the host. /proc, /sys and /dev are the guest's own.
+// written on the host. /proc, /sys, /dev and /run are the guest's own, but for Writable
+// and Visible directories in /run and /dev/shm.
 //
 // The package does not parse flags and does not name devices but those it needs
 // itself; others come in Options.Machine.Devices, and their drivers are loaded.

@@ -206,6 +206,7 @@ func TestBadOptions(t *testing.T) {
 		"boot":          {Options{BootBound: -1}, "negative"},
 		"no root":       {Options{Root: &Root{None: true, Writable: []string{"/tmp"}}}, "without a root"},
 		"no such tree":  {Options{Root: &Root{Dir: "/nowhere"}}, "/nowhere"},
+		"no name":       {Options{Modules: []string{"ext4", ""}}, "name of a kernel module is empty"},
 		"no modules":    {Options{ModulesDir: "/nowhere"}, "/nowhere"},
 		"which modules": {Options{Modules: []string{"ext4"}, ModulesDir: t.TempDir()}, "modules"},
 	} {

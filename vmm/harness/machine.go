@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,12 +72,22 @@ func New(o Options) (_ *Machine, err error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
+	var mounts []wire.Mount
+	var root *wire.Root
 	if !o.Root.None {
-		root, err := m.rootDevice()
+		writable, visible, beside, err := o.Root.split()
 		if err != nil {
 			return nil, err
 		}
-		m.devices = append(m.devices, root)
+		device, err := m.rootDevice(beside)
+		if err != nil {
+			return nil, err
+		}
+		m.devices = append(m.devices, device)
+		root = &wire.Root{Tag: RootTag, Overlay: true, Writable: writable, Visible: visible}
+		if mounts, err = m.shareBeside(beside); err != nil {
+			return nil, err
+		}
 	}
 	m.sockets, err = vsock.New(vsock.Options{CID: guestCID, Logger: o.Logger})
 	if err != nil {
@@ -89,16 +100,15 @@ func New(o Options) (_ *Machine, err error) {
 		return nil, err
 	}
 	m.missing = missing
-	config := wire.Config{Port: wire.DefaultPort, Mounts: o.Shares, Hostname: o.Hostname, Net: o.Net, CorePattern: o.CorePattern}
+	config := wire.Config{Port: wire.DefaultPort, Root: root, Mounts: append(mounts, o.Shares...), Hostname: o.Hostname, Net: o.Net, CorePattern: o.CorePattern}
 	if archive != nil {
 		config.Modules = archive.Load
 		m.archive.closers = append(m.archive.closers, archive)
 		m.archive.images = append(m.archive.images, archive)
 	}
-	if !o.Root.None {
-		config.Root = &wire.Root{Tag: RootTag, Overlay: true, Writable: wire.Texts(o.Root.Writable)}
+	if root != nil {
 		if inside, ok := below(o.Root.Dir, dir); ok && dir != "" {
-			config.Root.ModulesDir = wire.Text(inside)
+			root.ModulesDir = wire.Text(inside)
 		}
 	}
 	m.archive.config = config
@@ -123,14 +133,18 @@ func below(root, dir string) (string, bool) {
 	return filepath.Join("/", rel), true
 }
 
-// rootDevice is the file system that the guest's root is made of.
-func (m *Machine) rootDevice() (virtio.Device, error) {
+// rootDevice is the file system that the guest's root is made of. Directories that are
+// shared beside it are not writable in it.
+func (m *Machine) rootDevice(beside []sharedDir) (virtio.Device, error) {
 	root := m.o.Root
 	if root.Dir == "" {
 		root.Dir = "/"
 	}
+	writable := slices.DeleteFunc(slices.Clone(root.Writable), func(dir string) bool {
+		return slices.Contains(beside, sharedDir{path: dir})
+	})
 	dir, err := hostdir.New(hostdir.Options{
-		Dir: root.Dir, ReadOnly: true, Writable: root.Writable, Hidden: hiddenBelow(root.Dir), Xattr: true, Logger: m.o.Logger,
+		Dir: root.Dir, ReadOnly: true, Writable: writable, Hidden: hiddenBelow(root.Dir), Xattr: true, Logger: m.o.Logger,
 	})
 	if err != nil {
 		return nil, &refusal{err}
@@ -237,6 +251,15 @@ func (m *Machine) Failure() *Failure {
 
 // Done is closed when the guest can serve no command any more.
 func (m *Machine) Done() <-chan struct{} { return m.guest.Done() }
+
+// Screen is the last of what the guest wrote to its console: a screen at most.
+func (m *Machine) Screen() []byte {
+	vm := m.VM()
+	if vm == nil {
+		return nil
+	}
+	return screen(vm.ConsoleTail())
+}
 
 // ConsoleError is why Options.Console does not have all of the console, nil if it has.
 func (m *Machine) ConsoleError() error { return m.console.failed() }

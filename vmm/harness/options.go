@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/vole-vmm/vole/guest/wire"
@@ -23,7 +25,13 @@ const (
 	DefaultSilence = time.Minute
 	// RootTag is the tag of the root's virtio file system.
 	RootTag = "vole-root"
+	// dirTag begins the tags of directories that are shared beside the root.
+	dirTag = "vole-dir-"
 )
+
+// ReservedTag says whether a share can't have this tag, since a Machine has devices with
+// such tags itself.
+func ReservedTag(tag string) bool { return tag == RootTag || strings.HasPrefix(tag, dirTag) }
 
 // ErrOptions is wrapped by errors about Options that no machine can be made of.
 var ErrOptions = errors.New("harness: bad options")
@@ -61,8 +69,10 @@ type Options struct {
 	// Machine.Devices.
 	Shares []wire.Mount
 	// Hostname is the guest's; Net the address of its first network device.
-	Hostname    string
-	Net         *wire.Net
+	Hostname string
+	Net      *wire.Net
+	// CorePattern is what a process that crashes leaves its memory by, as core(5) says;
+	// "" is that none leaves any. CorePattern, the function, is a default.
 	CorePattern string
 
 	// BootBound is how long the guest may take until its agent is ready; 0 is
@@ -92,9 +102,13 @@ type Options struct {
 type Root struct {
 	// Dir is the directory that is the guest's root; "" is "/".
 	Dir string
-	// Writable are directories below Dir, absolute paths on the host, in which the
-	// guest's changes are the host's.
+	// Writable are directories below Dir, or Dir itself, absolute paths on the host, in
+	// which the guest's changes are the host's.
 	Writable []string
+	// Visible are directories below /run and /dev/shm, absolute paths on the host, that
+	// the guest sees although it has these of its own; without Dir alone. Where they are
+	// not below Writable it can't change them.
+	Visible []string
 	// None gives the guest no root but the initramfs: Init has to bring what it needs.
 	None bool
 }
@@ -138,9 +152,17 @@ func (o *Options) check() error {
 	case o.Root.None && len(o.Root.Writable) > 0:
 		return refuse("%s can't be writable without a root", o.Root.Writable[0])
 	}
-	for _, dir := range o.Root.Writable {
+	for _, dir := range slices.Concat(o.Root.Writable, o.Root.Visible) {
 		if !filepath.IsAbs(dir) {
 			return refuse("%s is not an absolute path", dir)
+		}
+	}
+	if slices.Contains(o.Modules, "") {
+		return refuse("the name of a kernel module is empty")
+	}
+	for _, d := range o.Machine.Devices {
+		if t, ok := d.(interface{ Tag() string }); ok && ReservedTag(t.Tag()) {
+			return refuse("a share can't have the tag %s, which is vole's own", t.Tag())
 		}
 	}
 	return nil
