@@ -21,20 +21,20 @@ const (
 	codeExecOops   = 122 // with --fatal-oops
 	codeExecMemory = 123 // the command was killed since the guest had no memory left
 	codeExecTime   = 124 // --timeout, --hang, or a guest that doesn't come up or answer
-	codeExecHost   = 125 // bad usage, bad input, or an error on the host
-	codeExecStart  = 126 // the command can't be run
+	codeExecHost   = 125 // bad usage, bad input, or an error on the host, as an output that can't be written
+	codeExecStart  = 126 // the command can't be run, or not in its directory, or not over the files asked for
 	codeExecNone   = 127 // there is no such command
 )
 
 const execLong = `Run a command of this machine on a guest kernel, and end with the command's exit code.
 
 The guest sees this machine's files: what it writes is kept in its memory and gone with it, but for
-what it writes below --rw directories, which is written here. /proc, /sys and /dev are the guest's
-own. The command has the same user, working directory and environment as it would have here.
-stdin, stdout and stderr are the command's, each by itself; those that are a terminal here are one
-there, and none is needed. Signals go to the command (SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1,
-SIGUSR2; the third of the first four ends the guest), and so does what is typed, also Ctrl-c; on a
-terminal, Ctrl-] three times within a second ends the guest.
+what it writes below --rw directories, which is written here. /proc, /sys, /dev and /run are the
+guest's own, but for --rw directories in /run and /dev/shm. The command has the same user, working
+directory and environment as it would have here. stdin, stdout and stderr are the command's, each by
+itself; those that are a terminal here are one there, and none is needed. Signals go to the command
+(SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2; the third of the first four ends the guest), and
+so does what is typed, also Ctrl-c; on a terminal, Ctrl-] three times within a second ends the guest.
 
 The guest's kernel needs drivers for what a guest of vole's has: their modules are looked for beside
 the kernel, and in this machine's /lib/modules. Without --kernel it is the running kernel's image.
@@ -51,8 +51,9 @@ const execExitCodes = `  N        the command's own; 128 and the signal's number
   122      the guest's kernel oopsed, with --fatal-oops
   123      the guest had no memory left, and its kernel killed the command
   124      --timeout or --hang has passed, or the guest did not come up or answer in time
-  125      bad usage or bad input (nothing was started), or an error on the host
-  126 127  the command can't be run; there is no such command
+  125      bad usage or bad input (nothing was started), or an error on the host, or of stdout or stderr
+  126      the command can't be run, or not in its directory, or a --rw directory can't be written to
+  127      there is no such command
 A command may use the same codes: what vole says on stderr, and in --report, tells them apart.`
 
 // execFlags are the flags of exec.
@@ -117,10 +118,21 @@ func newExec() *cobra.Command {
 	}}, "env", "a variable of the command's environment, which is otherwise that of vole (repeatable)")
 	onceString(fs, &f.cwd, "cwd", "DIR", "the command's working directory (default: vole's)")
 	onceString(fs, &f.user, "user", "NAME", "who runs the command: a name or UID[:GID] (default: the user of vole)")
-	fs.Var(&each{kind: "MODULE", set: func(s string) error { f.modules = append(f.modules, s); return nil }},
+	fs.Var(&each{kind: "MODULE", set: func(s string) error {
+		if s == "" {
+			return errEmpty
+		}
+		f.modules = append(f.modules, s)
+		return nil
+	}},
 		"module", "a kernel module to load, besides those that the machine needs (repeatable)")
 	fs.Var(&once{kind: "DURATION", set: setDuration(&f.hang)}, "hang", "end the guest when nothing has come of it for that long")
-	fs.Var(&once{kind: "DURATION", set: setDuration(&f.bootBound)}, "boot-timeout",
+	fs.Var(&once{kind: "DURATION", set: func(s string) error {
+		if d, err := time.ParseDuration(s); err == nil && d <= 0 {
+			return fmt.Errorf("%q is no time at all: want more than 0, as 30s (without it there are %v)", s, harness.DefaultBootBound)
+		}
+		return setDuration(&f.bootBound)(s)
+	}}, "boot-timeout",
 		fmt.Sprintf("how long the guest may take to come up (default %v)", harness.DefaultBootBound))
 	fs.BoolVar(&f.fatalOops, "fatal-oops", false, "end the guest at its kernel's first oops")
 	onceString(fs, &f.consoleLog, "console-log", "FILE", "write the guest's console to a file")
@@ -141,10 +153,14 @@ func setDuration(d *time.Duration) func(string) error {
 	}
 }
 
-// writableDir is the absolute path of a directory that is there.
+// errEmpty is what is wrong with the value of a flag.
+var errEmpty = errors.New("the value is empty")
+
+// writableDir is the absolute path of a directory that is there, and is not the guest's
+// own.
 func writableDir(s string) (string, error) {
 	if s == "" {
-		return "", errors.New("the value is empty")
+		return "", errEmpty
 	}
 	dir, err := filepath.Abs(s)
 	if err != nil {
@@ -165,6 +181,9 @@ func writableDir(s string) (string, error) {
 		return "", err
 	case !info.IsDir():
 		return "", fmt.Errorf("%s: not a directory", s)
+	}
+	if own := harness.OwnOf(dir); own != "" {
+		return "", fmt.Errorf("%s: the guest has a %s of its own", s, own)
 	}
 	return dir, nil
 }
@@ -211,6 +230,11 @@ func (f *execFlags) session(args []string) (_ *execSession, err error) {
 		return nil, errors.New("--console: the console of exec goes to --console-log")
 	case machine.VirtioConsole():
 		return nil, errors.New("--console-device: the console of exec is the serial one")
+	}
+	for _, share := range machine.Shares {
+		if harness.ReservedTag(share.Tag) {
+			return nil, fmt.Errorf("--share: the tag %s is vole's own", share.Tag)
+		}
 	}
 	if machine.Cmdline == nil {
 		line := harness.DefaultCmdline

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vole-vmm/vole/guest/remote"
+	"github.com/vole-vmm/vole/guest/wire"
 	"github.com/vole-vmm/vole/vmm"
 	"github.com/vole-vmm/vole/vmm/harness"
 	"github.com/vole-vmm/vole/vmm/harness/gotest"
@@ -29,6 +30,7 @@ type execSession struct {
 	guest *harness.Machine
 	cmd   *remote.Cmd
 	files execFiles
+	early earlySignals
 }
 
 // shutdownBound is how long the guest may take to write what is not written yet.
@@ -129,8 +131,10 @@ func (s *execSession) once(ctx context.Context) error {
 	}
 	s.term.enter()
 	defer context.AfterFunc(ctx, func() { m.Guest().Fail(context.Cause(ctx)) })()
+	greet := s.greet(ctx, m)
 	err = s.cmd.Wait()
 	ended := time.Now()
+	greet()
 	var failure *harness.Failure
 	if ctx.Err() == nil && !errors.As(err, &failure) {
 		bounded, cancel := context.WithTimeout(ctx, shutdownBound)
@@ -144,6 +148,36 @@ func (s *execSession) once(ctx context.Context) error {
 		fmt.Fprintf(s.stderr, "vole: exec: warning: --console-log: not all of the console is in %s: %s\n", s.console.path, oneLine(cerr.Error()))
 	}
 	return s.ending(ctx, err)
+}
+
+// greet does what waits for the guest to be up, in a goroutine. What it returns joins that.
+func (s *execSession) greet(ctx context.Context, m *harness.Machine) (join func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		hello, err := m.Guest().Ready(ctx)
+		if err != nil {
+			return
+		}
+		s.resize() // the window may have changed during the boot
+		s.early.send(s.cmd.Signal)
+		if hello.Lacks != "" {
+			return // the command fails with it
+		}
+		for _, p := range hello.Problems {
+			s.warn("the guest: %s", p)
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// warn says what is no reason to end.
+func (s *execSession) warn(format string, args ...any) {
+	fmt.Fprintf(s.stderr, "vole: exec: warning: %s\n", oneLine(fmt.Sprintf(format, args...)))
 }
 
 // reported keeps what there is to report of the machine.
@@ -165,7 +199,7 @@ func (s *execSession) options(writable []string) (harness.Options, error) {
 	o := harness.Options{
 		Machine:   s.cfg,
 		Modules:   s.flags.modules,
-		Root:      &harness.Root{Writable: append(slices.Clone(s.flags.rw), writable...)},
+		Root:      &harness.Root{Visible: s.program()},
 		BootBound: s.flags.bootBound,
 		Hang:      s.flags.hang,
 		FatalOops: s.flags.fatalOops,
@@ -174,7 +208,8 @@ func (s *execSession) options(writable []string) (harness.Options, error) {
 		},
 		Logger: s.log,
 	}
-	o.Root.Writable = withoutNested(o.Root.Writable)
+	o.Root.Writable = harness.Outermost(append(slices.Clone(s.flags.rw), writable...))
+	o.CorePattern = harness.CorePattern()
 	if name, err := os.Hostname(); err == nil {
 		o.Hostname = name
 	}
@@ -192,20 +227,16 @@ func (s *execSession) options(writable []string) (harness.Options, error) {
 	return o, nil
 }
 
-// withoutNested leaves out directories that are below others.
-func withoutNested(dirs []string) []string {
-	slices.Sort(dirs)
-	var out []string
-	for _, d := range dirs {
-		if len(out) > 0 {
-			last := out[len(out)-1]
-			if d == last || strings.HasPrefix(d, strings.TrimSuffix(last, "/")+"/") {
-				continue
-			}
-		}
-		out = append(out, d)
+// program is what the guest has to be shown to find the command.
+func (s *execSession) program() []string {
+	name := s.args[0]
+	if !strings.Contains(name, "/") {
+		return nil
 	}
-	return out
+	if s.flags.cwd != "" && !filepath.IsAbs(name) {
+		name = filepath.Join(s.flags.cwd, name)
+	}
+	return harness.ProgramDir(name)
 }
 
 // fill says what the command is, besides its files.
@@ -258,22 +289,32 @@ func (s *execSession) ending(ctx context.Context, err error) error {
 	var exit *remote.ExitError
 	var start *remote.StartError
 	var failure *harness.Failure
+	isExit := errors.As(err, &exit)
+	streams := remote.StreamErrors(err)
+	lost := s.lost(streams)
+	if state := s.cmd.ProcessState; state != nil && state.OOMKills() > 0 && !state.OOM() {
+		s.warn("the guest had no memory left, and its kernel killed processes (%d), but not the command itself: --memory gives it more", state.OOMKills())
+	}
 	switch {
-	case err == nil, errors.Is(err, syscall.EPIPE):
-		// Who has closed stdout wants no more of it, and the command has heard of that.
+	case err == nil:
 		return nil
-	case errors.As(err, &exit):
-		switch {
-		case exit.OOM():
-			return &exitError{codeExecMemory, errors.New("the guest had no memory left, and its kernel killed the command: --memory gives it more")}
-		case exit.Signal() != 0:
-			return &exitError{code: 128 + int(exit.Signal())}
-		}
-		return &exitError{code: exit.ExitCode()}
-	case ctx.Err() != nil:
+	case isExit && exit.OOM():
+		const text = "the guest had no memory left, and its kernel killed the command: --memory gives it more"
+		s.last.Err = errors.New(text)
+		s.show(text, s.guest.Screen())
+		return &exitError{code: codeExecMemory}
+	case ctx.Err() != nil && !isExit:
 		return s.stopped(ctx)
+	case lost != nil:
+		return &exitError{codeExecHost, lost}
+	case isExit && exit.Signal() != 0:
+		return &exitError{code: 128 + int(exit.Signal())}
+	case isExit:
+		return &exitError{code: exit.ExitCode()}
+	case len(streams) > 0:
+		return nil
 	case errors.As(err, &start):
-		if errors.Is(err, fs.ErrNotExist) {
+		if start.Cause == wire.CauseProgram && errors.Is(err, fs.ErrNotExist) {
 			return &exitError{codeExecNone, err}
 		}
 		return &exitError{codeExecStart, err}
@@ -281,6 +322,25 @@ func (s *execSession) ending(ctx context.Context, err error) error {
 		return s.failed(failure)
 	}
 	return err
+}
+
+// lost is the first of the errors by which the command's output is not where it should
+// be. Who has closed stdout wants no more of it, and the command has heard of that. Input
+// that could not be read is warned of.
+func (s *execSession) lost(streams []*remote.StreamError) (lost error) {
+	for _, e := range streams {
+		var errno syscall.Errno
+		if errors.As(e.Err, &errno) {
+			e = &remote.StreamError{File: e.File, Err: errno}
+		}
+		switch {
+		case e.File == 0:
+			s.warn("%v: the command's input ends there", e)
+		case lost == nil && errno != syscall.EPIPE:
+			lost = e
+		}
+	}
+	return lost
 }
 
 // failed says why the guest could not go on, and shows its last screen.
@@ -296,16 +356,21 @@ func (s *execSession) failed(f *harness.Failure) error {
 	if _, up := s.guest.Guest().Hello(); !up && f.Kind == harness.Hang {
 		text += " (--append loglevel=7 has its kernel say more)"
 	}
+	s.show(text, f.Console)
+	s.last.Err = f
+	return &exitError{code: code}
+}
+
+// show says a reason, and shows a screen of the guest's console below it.
+func (s *execSession) show(text string, console []byte) {
 	s.term.release()
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "vole: exec: %s\n", oneLine(text))
-	if len(f.Console) > 0 {
+	if len(console) > 0 {
 		b.WriteString("the last of the guest's console:\n")
-		for line := range bytes.Lines(f.Console) {
+		for line := range bytes.Lines(console) {
 			fmt.Fprintf(&b, "  %s\n", oneLine(strings.TrimRight(string(line), "\r\n")))
 		}
 	}
 	_, _ = s.stderr.Write(b.Bytes())
-	s.last.Err = f
-	return &exitError{code: code}
 }

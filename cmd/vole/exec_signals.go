@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"github.com/vole-vmm/vole/vmm/harness"
@@ -16,7 +17,7 @@ const endingSignals = 3
 //
 //   - SIGINT, SIGTERM, SIGHUP and SIGQUIT go to the command. Before the guest has come up, and the
 //     third time, they end it, with 128 and their number as the exit code.
-//   - SIGUSR1 and SIGUSR2 go to the command.
+//   - SIGUSR1 and SIGUSR2 go to the command; a few wait for the guest to come up.
 //   - SIGTSTP and SIGCONT, where stdin is a terminal, give it back and take it again; SIGWINCH tells
 //     the command of its window.
 func (s *execSession) watchSignals(m *harness.Machine) *signals {
@@ -47,7 +48,7 @@ func (s *execSession) watchSignals(m *harness.Machine) *signals {
 			case syscall.SIGWINCH:
 				s.resize()
 			case syscall.SIGUSR1, syscall.SIGUSR2:
-				_ = s.cmd.Signal(sig.(syscall.Signal))
+				s.early.pass(sig.(syscall.Signal), s.cmd.Signal)
 			default:
 				number := sig.(syscall.Signal)
 				count++
@@ -65,6 +66,38 @@ func (s *execSession) watchSignals(m *harness.Machine) *signals {
 		}
 	}()
 	return w
+}
+
+// maxEarly is how many signals wait for the guest.
+const maxEarly = 16
+
+// earlySignals are those that wait for the guest to come up.
+type earlySignals struct {
+	mu      sync.Mutex
+	up      bool
+	pending []syscall.Signal
+}
+
+// pass sends a signal on, at once or when the guest is up.
+func (e *earlySignals) pass(sig syscall.Signal, to func(syscall.Signal) error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.up {
+		_ = to(sig)
+	} else if len(e.pending) < maxEarly {
+		e.pending = append(e.pending, sig)
+	}
+}
+
+// send is called when the guest is up.
+func (e *earlySignals) send(to func(syscall.Signal) error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.up = true
+	for _, sig := range e.pending {
+		_ = to(sig)
+	}
+	e.pending = nil
 }
 
 // resize tells the command the size of its terminal's window.

@@ -31,7 +31,11 @@ type runReport struct {
 
 // finish adds how the run ended.
 func (r *runReport) finish(err error, restarts int) {
-	r.Err, r.ExitCode, r.Restarts = err, exitCode(err), restarts
+	// What ends without a word has said its reason before.
+	if r.Err == nil || err == nil || err.Error() != "" {
+		r.Err = err
+	}
+	r.ExitCode, r.Restarts = exitCode(err), restarts
 }
 
 // MarshalJSON gives the keys their order; errors become text.

@@ -85,6 +85,19 @@ func (e *StreamError) Error() string {
 }
 func (e *StreamError) Unwrap() error { return e.Err }
 
+// StreamErrors are those of a command's standard files in what Wait has returned.
+func StreamErrors(err error) (all []*StreamError) {
+	switch e := err.(type) {
+	case *StreamError:
+		return append(all, e)
+	case endError:
+		for _, one := range e {
+			all = append(all, StreamErrors(one)...)
+		}
+	}
+	return all
+}
+
 // endError is all that there is to say of a command's end.
 type endError []error
 

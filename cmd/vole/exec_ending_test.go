@@ -1,0 +1,146 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/guest/remote"
+	"github.com/vole-vmm/vole/guest/wire"
+)
+
+// badFile can't be read or written.
+type badFile struct{ err error }
+
+func (b badFile) Read([]byte) (int, error)  { return 0, b.err }
+func (b badFile) Write([]byte) (int, error) { return 0, b.err }
+
+// endedBy runs a command in a guest that answers to it with one frame, after it has written
+// something to stdout and read all of stdin.
+func endedBy(t *testing.T, in io.Reader, out io.Writer, kind wire.Kind, answer func(id uint32) any) (*remote.Cmd, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	g := remote.New(l, remote.Options{})
+	t.Cleanup(func() { _ = g.Close() })
+	dial := func(p wire.Preface) net.Conn {
+		c, err := net.Dial("unix", path)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = c.Close() })
+		require.NoError(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+		_, err = c.Write(p.Append(nil))
+		require.NoError(t, err)
+		return c
+	}
+	control := dial(wire.Preface{Stream: wire.Control})
+	w := wire.NewWriter(control)
+	require.NoError(t, w.Write(wire.KindHello, wire.Hello{}))
+	cmd := g.Command("x")
+	cmd.Stdin, cmd.Stdout = in, out
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Run() }()
+	f, err := wire.ReadFrame(control)
+	require.NoError(t, err)
+	var c wire.Command
+	require.NoError(t, f.Decode(&c))
+	if kind == wire.KindExited {
+		require.NoError(t, w.Write(wire.KindStarted, wire.Started{ID: c.ID, PID: 2}))
+		if in != nil {
+			_, _ = io.Copy(io.Discard, dial(wire.Preface{Command: c.ID}))
+		}
+		if out != nil {
+			o := dial(wire.Preface{Command: c.ID, Stream: 1})
+			_, _ = o.Write([]byte("x"))
+			_ = o.(*net.UnixConn).CloseWrite()
+			_, _ = o.Read(make([]byte, 1))
+		}
+	}
+	require.NoError(t, w.Write(kind, answer(c.ID)))
+	return cmd, <-ended
+}
+
+// TestExecEnding: the exit code of how a command ended, and what is said of that.
+func TestExecEnding(t *testing.T) {
+	exited := func(x wire.Exited) func(uint32) any { return func(id uint32) any { x.ID = id; return x } }
+	failed := func(f wire.Failed) func(uint32) any { return func(id uint32) any { f.ID = id; return f } }
+	const enoent = uint32(syscall.ENOENT)
+	for name, c := range map[string]struct {
+		in     io.Reader
+		out    io.Writer
+		kind   wire.Kind
+		answer func(uint32) any
+		code   int
+		says   string // as the error
+		warns  string
+	}{
+		"fine":               {kind: wire.KindExited, answer: exited(wire.Exited{})},
+		"its own":            {kind: wire.KindExited, answer: exited(wire.Exited{Code: 3}), code: 3},
+		"full":               {out: badFile{syscall.ENOSPC}, kind: wire.KindExited, answer: exited(wire.Exited{Signal: 13}), code: 125, says: "stdout: no space left on device"},
+		"full, caught":       {out: badFile{syscall.EIO}, kind: wire.KindExited, answer: exited(wire.Exited{Code: 3}), code: 125, says: "stdout: input/output error"},
+		"full, unseen":       {out: badFile{syscall.ENOSPC}, kind: wire.KindExited, answer: exited(wire.Exited{}), code: 125, says: "stdout: no space left on device"},
+		"not wanted":         {out: badFile{syscall.EPIPE}, kind: wire.KindExited, answer: exited(wire.Exited{Signal: 13}), code: 141},
+		"not wanted, unseen": {out: badFile{syscall.EPIPE}, kind: wire.KindExited, answer: exited(wire.Exited{})},
+		"a directory": {in: badFile{syscall.EISDIR}, kind: wire.KindExited, answer: exited(wire.Exited{}),
+			warns: "vole: exec: warning: stdin: is a directory: the command's input ends there\n"},
+		"a directory, and its own": {in: badFile{syscall.EISDIR}, kind: wire.KindExited, answer: exited(wire.Exited{Code: 3}), code: 3,
+			warns: "vole: exec: warning: stdin: is a directory: the command's input ends there\n"},
+		"a child killed": {kind: wire.KindExited, answer: exited(wire.Exited{Code: 3, OOMKills: 2}), code: 3,
+			warns: "vole: exec: warning: the guest had no memory left, and its kernel killed processes (2), but not the command itself: --memory gives it more\n"},
+		"a child killed, and fine": {kind: wire.KindExited, answer: exited(wire.Exited{OOMKills: 1}),
+			warns: "vole: exec: warning: the guest had no memory left, and its kernel killed processes (1), but not the command itself: --memory gives it more\n"},
+		"no such command":   {kind: wire.KindFailed, answer: failed(wire.Failed{Errno: enoent, What: "x: none"}), code: 127, says: "x: none"},
+		"not executable":    {kind: wire.KindFailed, answer: failed(wire.Failed{Errno: uint32(syscall.EACCES), What: "x: no"}), code: 126, says: "x: no"},
+		"no such directory": {kind: wire.KindFailed, answer: failed(wire.Failed{Errno: enoent, Cause: wire.CauseDir, What: "the working directory"}), code: 126, says: "the working directory"},
+		"not writable":      {kind: wire.KindFailed, answer: failed(wire.Failed{Errno: enoent, Cause: wire.CauseFiles, What: "/x can't be"}), code: 126, says: "/x can't be"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var stderr bytes.Buffer
+			s := &execSession{session: session{stderr: &lineWriter{w: &stderr}}}
+			cmd, err := endedBy(t, c.in, c.out, c.kind, c.answer)
+			s.cmd = cmd
+			err = s.ending(context.Background(), err)
+			if c.code == 0 {
+				require.NoError(t, err)
+			} else {
+				var exit *exitError
+				require.ErrorAs(t, execError(err), &exit)
+				assert.Equal(t, c.code, exit.code)
+				assert.Equal(t, c.says, exit.Error())
+			}
+			assert.Equal(t, c.warns, stderr.String())
+		})
+	}
+}
+
+// TestExecEarlySignals: a few wait until the guest is up.
+func TestExecEarlySignals(t *testing.T) {
+	var e earlySignals
+	var got []syscall.Signal
+	to := func(s syscall.Signal) error {
+		got = append(got, s)
+		return nil
+	}
+	refuse := func(syscall.Signal) error { return errors.New("no guest") }
+	e.pass(syscall.SIGUSR1, refuse)
+	for range 2 * maxEarly {
+		e.pass(syscall.SIGUSR2, refuse)
+	}
+	assert.Empty(t, got)
+	e.send(to)
+	require.Len(t, got, maxEarly)
+	assert.Equal(t, []syscall.Signal{syscall.SIGUSR1, syscall.SIGUSR2}, got[:2])
+	e.pass(syscall.SIGUSR1, to)
+	assert.Len(t, got, maxEarly+1)
+	e.send(to)
+	assert.Len(t, got, maxEarly+1)
+}
