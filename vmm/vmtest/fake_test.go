@@ -23,6 +23,7 @@ import (
 type fakeTB struct {
 	testing.TB // nil: what is not here must not be called
 	deadline   time.Time
+	lacks      string // of the machine's agent
 
 	mu       sync.Mutex
 	log      strings.Builder
@@ -98,6 +99,7 @@ type fakeMachine struct {
 	*remote.Guest
 	console *console
 	listen  string // the agent's socket
+	lacks   string
 	stops   sync.WaitGroup
 
 	mu      sync.Mutex
@@ -116,7 +118,7 @@ func startFake(t *fakeTB, dir string, opts ...Option) (*VM, *fakeMachine) {
 		t.Fatalf("%v", err)
 	}
 	v := newVM(t, c)
-	m := &fakeMachine{console: v.console, listen: filepath.Join(dir, "agent"), done: make(chan struct{}), files: map[string][]byte{}}
+	m := &fakeMachine{console: v.console, listen: filepath.Join(dir, "agent"), lacks: t.lacks, done: make(chan struct{}), files: map[string][]byte{}}
 	l, err := net.Listen("unix", m.listen)
 	if err != nil {
 		t.Fatalf("%v", err)
@@ -215,7 +217,7 @@ func (m *fakeMachine) agent() {
 	}
 	defer c.Close()
 	out := wire.NewWriter(c)
-	_ = out.Write(wire.KindHello, wire.Hello{Release: "6.1-fake", Problems: []string{"a \x1b[problem"}})
+	_ = out.Write(wire.KindHello, wire.Hello{Release: "6.1-fake", Problems: []string{"a \x1b[problem"}, Lacks: m.lacks})
 	for {
 		f, err := wire.ReadFrame(c)
 		if err != nil {

@@ -171,6 +171,12 @@ func (r *mainRun) prepare() error {
 	if len(r.console) > 0 {
 		h.Console = &console{tees: r.console}
 	}
+	if !r.coreSet {
+		h.CorePattern = harness.CorePattern()
+	}
+	if exe, err := os.Executable(); err == nil {
+		r.root().Visible = harness.ProgramDir(exe)
+	}
 	if name, err := os.Hostname(); err == nil && h.Hostname == "" {
 		h.Hostname = name
 	}
@@ -213,6 +219,11 @@ func (r *mainRun) once() (code int, fill bool, err error) {
 	}
 	defer context.AfterFunc(ctx, func() { m.Guest().Fail(context.Cause(ctx)) })()
 	err = r.cmd.Wait()
+	if hello, _ := m.Guest().Hello(); hello.Lacks == "" { // the tests fail with that
+		for _, p := range hello.Problems {
+			r.say("warning: the guest: %s", p)
+		}
+	}
 	var failure *harness.Failure
 	if ctx.Err() == nil && !errors.As(err, &failure) {
 		bounded, cancel := context.WithTimeout(ctx, shutdownBound)
@@ -257,6 +268,18 @@ func (r *mainRun) ending(m *harness.Machine, err error) int {
 	var exit *remote.ExitError
 	var stop *stopped
 	var failure *harness.Failure
+	if state := r.cmd.ProcessState; state != nil && state.OOMKills() > 0 && !state.OOM() {
+		r.say("warning: the guest had no memory left, and its kernel killed processes (%d): the option Memory gives it more", state.OOMKills())
+	}
+	streams, lost := remote.StreamErrors(err), false
+	for _, e := range streams {
+		if e.File == 0 {
+			r.say("warning: %v: the tests' input ends there", e)
+			continue
+		}
+		r.say("FAIL: %v", e)
+		lost = true
+	}
 	switch {
 	case err == nil:
 		return 0
@@ -270,6 +293,10 @@ func (r *mainRun) ending(m *harness.Machine, err error) int {
 			return 128 + int(exit.Signal())
 		}
 		return exit.ExitCode()
+	case lost:
+		return 1
+	case len(streams) > 0:
+		return 0
 	case errors.As(err, &stop):
 		r.say("FAIL: %v: the guest was ended%s", stop, screen(m.VM().ConsoleTail()))
 		return stop.code

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -51,6 +50,7 @@ type config struct {
 	anyKVM   bool
 	logAll   bool
 	asRoot   bool
+	coreSet  bool
 	policy   Policy
 	patience time.Duration
 	finish   []func(*harness.Options)
@@ -120,7 +120,8 @@ func UserNet() wire.Net {
 }
 
 // Share mounts a directory of this host in the guest: what the guest changes below it is
-// changed here. It adds up.
+// changed here. It adds up. The mount point is made if it isn't there, but in no directory of
+// this host's; a share that can't be mounted is an error of commands, and of Start.
 func Share(dir, at string) Option {
 	return func(c *config) { c.shares = append(c.shares, share{dir: dir, at: at}) }
 }
@@ -132,7 +133,8 @@ func ShareReadOnly(dir, at string) Option {
 
 // Writable names directories of this host whose changes in the guest are made here: the
 // guest's other changes vanish with it. It adds up. Of Main's machine those that `go test`
-// wants something back from always are.
+// wants something back from always are. One that can't be made writable in the guest is an
+// error of its commands, and of Start.
 func Writable(dirs ...string) Option {
 	return func(c *config) {
 		r := c.root()
@@ -151,6 +153,14 @@ func NoRoot() Option { return func(c *config) { c.root().None = true } }
 // Modules are kernel modules to load, besides those that the machine needs. It adds up.
 func Modules(names ...string) Option {
 	return func(c *config) { c.harness.Modules = append(c.harness.Modules, names...) }
+}
+
+// CorePattern is where processes in the guest that crash leave their memory, as
+// /proc/sys/kernel/core_pattern takes it (core(5)), and lifts the limit of its size: "" is
+// nowhere. It is kept where the guest's writes are, below Writable. If nothing is said Main
+// does as `ulimit -c` says here, with "core.%e.%p", and machines of Start leave none.
+func CorePattern(pattern string) Option {
+	return func(c *config) { c.harness.CorePattern, c.coreSet = pattern, true }
 }
 
 // Timeout ends the machine that long after its start.
@@ -251,15 +261,7 @@ func realDirs(dirs []string) ([]string, error) {
 		}
 		all = append(all, abs)
 	}
-	slices.Sort(all)
-	var out []string
-	for _, d := range all {
-		if n := len(out); n > 0 && (d == out[n-1] || strings.HasPrefix(d, strings.TrimSuffix(out[n-1], "/")+"/")) {
-			continue
-		}
-		out = append(out, d)
-	}
-	return out, nil
+	return harness.Outermost(all), nil
 }
 
 func realDir(dir string) (string, error) {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,6 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vole-vmm/vole/boot/kernel"
+	"github.com/vole-vmm/vole/guest/remote"
+	"github.com/vole-vmm/vole/guest/wire"
 	"github.com/vole-vmm/vole/vmm"
 	"github.com/vole-vmm/vole/vmm/harness"
 )
@@ -160,7 +163,7 @@ func TestOptions(t *testing.T) {
 
 	c := newConfig([]Option{
 		Memory(4096), CPUs(3), Append("a", "b=1"), Append("c"), Modules("loop"), Timeout(time.Minute), BootTimeout(time.Second),
-		Writable(below, filepath.Join(top, "link")), FatalOops(), Agent("/bin/a"),
+		Writable(below, filepath.Join(top, "link")), FatalOops(), Agent("/bin/a"), CorePattern("/tmp/core"),
 	})
 	require.NoError(t, c.complete())
 	h := c.harness
@@ -173,6 +176,7 @@ func TestOptions(t *testing.T) {
 	assert.Equal(t, []string{top}, h.Root.Writable, "what is below another is left out, links are followed")
 	assert.True(t, h.FatalOops)
 	assert.Equal(t, "/bin/a", h.Init)
+	assert.Equal(t, "/tmp/core", h.CorePattern)
 	assert.Equal(t, DefaultPatience, c.patience)
 
 	c = newConfig([]Option{Initrd("initrd.img"), Append("x")})
@@ -208,6 +212,34 @@ func TestMainOptions(t *testing.T) {
 	r.args = []string{"p.test"}
 	require.NoError(t, r.prepare())
 	assert.Zero(t, r.harness.Machine.Timeout)
+	assert.Equal(t, harness.CorePattern(), r.harness.CorePattern)
+
+	r = newMainRun([]Option{CorePattern("|/bin/keep")})
+	r.args = []string{"p.test"}
+	require.NoError(t, r.prepare())
+	assert.Equal(t, "|/bin/keep", r.harness.CorePattern)
+}
+
+// TestMainEnding: the exit code of how the tests ended, and what is said.
+func TestMainEnding(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		code int
+		says string
+	}{
+		"fine":         {nil, 0, ""},
+		"not writable": {&remote.StartError{Cause: wire.CauseFiles, What: "/x can't be made writable"}, 1, "vmtest: FAIL: /x can't be made writable\n"},
+		"full":         {&remote.StreamError{File: 1, Err: syscall.ENOSPC}, 1, "vmtest: FAIL: stdout: no space left on device\n"},
+		"no stdin":     {&remote.StreamError{File: 0, Err: syscall.EISDIR}, 0, "vmtest: warning: stdin: is a directory: the tests' input ends there\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var stderr strings.Builder
+			r := newMainRun(nil)
+			r.stderr, r.cmd = &stderr, &remote.Cmd{}
+			assert.Equal(t, c.code, r.ending(nil, c.err))
+			assert.Equal(t, c.says, stderr.String())
+		})
+	}
 }
 
 // TestNoteInputs: go test's log gets the variables, if it is a log.

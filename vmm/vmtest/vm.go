@@ -84,6 +84,9 @@ func (v *VM) up() {
 		v.t.Fatalf("vmtest: %v", v.because(err))
 	}
 	v.hello = hello
+	if hello.Lacks != "" {
+		v.t.Fatalf("vmtest: the guest: %s", printable(hello.Lacks))
+	}
 	for _, p := range hello.Problems {
 		v.t.Logf("vmtest: the guest: %s", printable(p))
 	}

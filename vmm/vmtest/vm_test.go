@@ -53,6 +53,18 @@ func TestVMCommands(t *testing.T) {
 	require.NotContains(t, fake.said(), "console", "a test that passes needs no console")
 }
 
+// TestVMLacks: a guest whose writes would be lost is none for a test.
+func TestVMLacks(t *testing.T) {
+	dir := t.TempDir()
+	fake := runFake(t, time.Time{}, func(ft *fakeTB) {
+		ft.lacks = "/x can't be made writable in the guest"
+		startFake(ft, dir)
+		t.Error("the test goes on")
+	})
+	require.True(t, fake.failed)
+	require.Contains(t, fake.said(), "vmtest: the guest: /x can't be made writable in the guest\n")
+}
+
 // TestVMEndsTests: methods without an error end the test and say why.
 func TestVMEndsTests(t *testing.T) {
 	for name, tc := range map[string]struct {
