@@ -69,7 +69,12 @@ func TestExecFailures(t *testing.T) {
 			command: sh("mkdir /sys/fs/cgroup/x && echo 1 >/sys/fs/cgroup/x/cgroup.procs && echo 1 >/sys/fs/cgroup/x/cgroup.freeze; sleep 1000")},
 		{name: "out of memory", flags: []string{"-m", "192M"}, want: 123,
 			command: sh("echo 1 >/proc/sys/vm/overcommit_memory; exec dd if=/dev/zero of=/dev/null bs=300M"),
-			says:    "the guest had no memory left, and its kernel killed the command"},
+			says:    "the guest had no memory left, and its kernel killed the command", console: "Out of memory: Killed process"},
+		{name: "out of memory, a child", suite: nested.SuiteMatrix, flags: []string{"-m", "192M"}, want: 5,
+			command: sh("echo 1 >/proc/sys/vm/overcommit_memory; dd if=/dev/zero of=/dev/null bs=300M 2>/dev/null; exit 5"),
+			says:    "warning: the guest had no memory left, and its kernel killed processes (1)"},
+		{name: "a directory that the guest has not", suite: nested.SuiteMatrix, flags: []string{"--cwd", inMemory(t, "/run")}, command: []string{"true"},
+			want: 126, says: "the working directory /run/"},
 		{name: "poweroff", suite: nested.SuiteMatrix, command: sh("poweroff -f; sleep 1000"), want: 120, says: "the guest powered off before the command ended"},
 		{name: "reboot", suite: nested.SuiteMatrix, command: sh("reboot -f; sleep 1000"), want: 120,
 			says: "the guest reset before the command ended"},
@@ -159,11 +164,12 @@ func TestExecNoSpace(t *testing.T) {
 	assert.Contains(t, r.stderr, "no space left on device", "of vole")
 }
 
-// TestExecKilled: of a vole that was killed nothing is left: no process, no file.
+// TestExecKilled: of a vole that was killed nothing is left: no process, no file. Where
+// all of this machine is writable, what was written is.
 func TestExecKilled(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	e := execVole(t, 0, []string{"--rw", dir}, "sh", "-c", `echo written >"$1"; echo ready; exec sleep 1000`, "sh", filepath.Join(dir, "file"))
+	e := execVole(t, 0, []string{"--rw", "/"}, "sh", "-c", `echo written >"$1"; echo ready; exec sleep 1000`, "sh", filepath.Join(dir, "file"))
 	e.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	r := e.begin(t)
 	require.True(t, r.out.until("ready\n"), "%s", &r.errs)

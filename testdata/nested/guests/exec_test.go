@@ -193,6 +193,20 @@ func TestExecPipes(t *testing.T) {
 		e.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 		assert.Equal(t, result{code: 1, stdout: "0\nno tty\nnot a tty\n"}, e.result(t))
 	})
+	t.Run("stdout is full", func(t *testing.T) {
+		nested.RequireSuite(t, nested.SuiteMatrix)
+		t.Parallel()
+		e := execVole(t, 0, nil, "yes")
+		inShell(e, `exec "$@" >/dev/full`)
+		assert.Equal(t, result{code: 125, stderr: "vole: exec: stdout: no space left on device\n"}, e.result(t))
+	})
+	t.Run("stdin is a directory", func(t *testing.T) {
+		nested.RequireSuite(t, nested.SuiteMatrix)
+		t.Parallel()
+		e := execVole(t, 1, nil, "sh", "-c", "cat; exit 3")
+		inShell(e, `exec "$@" </`)
+		assert.Equal(t, result{code: 3, stderr: "vole: exec: warning: stdin: is a directory: the command's input ends there\n"}, e.result(t))
+	})
 	t.Run("stdout and stderr are closed", func(t *testing.T) {
 		nested.RequireSuite(t, nested.SuiteMatrix)
 		t.Parallel()
@@ -225,6 +239,15 @@ trap "echo got TERM; exit 9" TERM; echo ready; while :; do sleep 0.1; done`)
 			require.True(t, r.out.until("got "+s.name+"\n"), "%s: %s", s.name, r.out)
 		}
 		assert.Equal(t, result{code: 9, stdout: "ready\ngot USR1\ngot USR2\ngot INT\ngot TERM\n"}, r.wait())
+	})
+	t.Run("USR1 before the guest is up", func(t *testing.T) {
+		nested.RequireSuite(t, nested.SuiteMatrix)
+		t.Parallel()
+		e := execVole(t, 4, nil, "sleep", "1000")
+		r := e.begin(t)
+		time.Sleep(500 * time.Millisecond)
+		require.NoError(t, e.Process.Signal(syscall.SIGUSR1))
+		assert.Equal(t, result{code: 138}, r.wait())
 	})
 	t.Run("the third", func(t *testing.T) {
 		nested.RequireSuite(t, nested.SuiteMatrix)
@@ -268,19 +291,42 @@ func TestExecFiles(t *testing.T) {
 	}
 	require.NoError(t, os.WriteFile(filepath.Join(kept, "old"), []byte("old"), 0o644))
 	require.NoError(t, os.WriteFile(filepath.Join(lost, "old"), []byte("old"), 0o644))
-	e := execVole(t, 4, []string{"--rw", kept, "--env", "GIVEN=a b", "--cwd", lost}, "sh", "-c", `
+	// The guest has a /run and a /dev/shm of its own, with these in them.
+	run, shm := inMemory(t, "/run"), inMemory(t, "/dev/shm")
+	flags := []string{"--rw", kept, "--rw", run, "--rw", shm, "--env", "GIVEN=a b", "--cwd", lost}
+	e := execVole(t, 4, flags, "sh", "-c", `
 pwd; echo "$PWD"; echo "$GIVEN"; echo "$INHERITED"; id -u; umask
 for d in "$1" "$2"; do
 	echo new >$d/new; mkdir -p $d/deep/er; echo x >$d/deep/er/file; mv $d/old $d/older; ln -s new $d/link; ln $d/new $d/hard
 	cat $d/older; ls $d | tr '\n' ' '
 done
-echo anywhere >/bin/new && cat /bin/new`, "sh", kept, lost)
+echo anywhere >/bin/new && cat /bin/new
+echo run >$3/file; echo shm >$4/file; echo lost >/run/other; cat $3/file $4/file; ls /dev/shm | wc -l
+hostname; date +%s
+(sh -c 'kill -SEGV $$'; :) 2>/dev/null; ls | grep -c '^core\.sh\.'`, "sh", kept, lost, run, shm)
+	inShell(e, `ulimit -c unlimited; exec "$@"`)
 	e.Env = append(e.Env, "INHERITED=yes", "GIVEN=not this")
+	name, err := os.Hostname()
+	require.NoError(t, err)
 	before := umask(0o027)
 	r := e.begin(t)
 	umask(before)
 	const list = "deep hard link new older "
-	assert.Equal(t, result{stdout: lost + "\n" + lost + "\na b\nyes\n0\n0027\nold" + list + "old" + list + "anywhere\n"}, r.wait())
+	got := r.wait()
+	var clock int64
+	lines := strings.Split(got.stdout, "\n")
+	if n := len(lines); assert.Greater(t, n, 3, got.stderr) {
+		_, err := fmt.Sscan(lines[n-3], &clock)
+		require.NoError(t, err, got.stdout)
+		lines[n-3] = "the time"
+		got.stdout = strings.Join(lines, "\n")
+	}
+	assert.Equal(t, result{stdout: lost + "\n" + lost + "\na b\nyes\n0\n0027\nold" + list + "old" + list +
+		"anywhere\nrun\nshm\n1\n" + name + "\nthe time\n1\n"}, got)
+	assert.InDelta(t, time.Now().Unix(), clock, 60)
+	for _, dir := range []string{run, shm} {
+		assert.Equal(t, []string{"file"}, names(t, dir))
+	}
 	assert.Equal(t, []string{"deep", "hard", "link", "new", "older"}, names(t, kept))
 	assert.Equal(t, []string{"old"}, names(t, lost))
 	assert.NoFileExists(t, "/bin/new")
@@ -291,6 +337,16 @@ echo anywhere >/bin/new && cat /bin/new`, "sh", kept, lost)
 	require.NoError(t, err)
 	assert.EqualValues(t, 2, info.Sys().(*syscall.Stat_t).Nlink)
 	assert.EqualValues(t, 0o640, info.Mode())
+}
+
+// inMemory makes a directory in one that a guest has of its own.
+func inMemory(t testing.TB, parent string) string {
+	t.Helper()
+	require.NoError(t, os.MkdirAll(parent, 0o755))
+	dir, err := os.MkdirTemp(parent, "vole-exec-")
+	require.NoError(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func umask(mask int) int { return syscall.Umask(mask) }
@@ -374,14 +430,16 @@ nslookup gateway.vole.internal 2>&1 | grep -c 10.0.2.2
 // for the command alone, and raw here until the end.
 func TestExecTerminal(t *testing.T) {
 	t.Parallel()
-	e := execVole(t, 2, nil, "sh", "-c", `tty; stty size; trap "stty size" WINCH; trap : INT; echo rea""dy
+	e := execVole(t, 2, nil, "sh", "-c", `tty; while [ "$(stty size)" != "33 77" ]; do sleep 0.1; done; stty size; trap "stty size" WINCH; trap : INT; echo rea""dy
 sh -c 'trap "echo interr""upted; exit 0" INT; echo go""ing; while :; do sleep 0.1; done'
 head -c 3 </dev/tty | hexdump -e '"got" 3/1 " %02x"'; echo
 echo st""derr >&2
 read line; echo "line <$line>"; exit 5`)
 	p := newTerminal(t)
-	p.resize(33, 77)
+	p.resize(22, 66)
 	p.start(e.Cmd)
+	time.Sleep(500 * time.Millisecond) // a guest takes longer
+	p.resize(33, 77)
 	p.expect("/dev/pts/0\r\n33 77\r\nready\r\ngoing\r\n")
 	raw := p.termios()
 	assert.Zero(t, raw.Lflag&(syscall.ICANON|syscall.ECHO|syscall.ISIG))
