@@ -236,7 +236,7 @@ func (s *execSession) program() []string {
 	if s.flags.cwd != "" && !filepath.IsAbs(name) {
 		name = filepath.Join(s.flags.cwd, name)
 	}
-	return harness.ProgramDir(name)
+	return harness.ProgramDirs(name)
 }
 
 // fill says what the command is, besides its files.

@@ -126,9 +126,7 @@ func (a *agent) enterRoot(root *wire.Root, p *problems) (entered, error) {
 	if err != nil {
 		return none, fmt.Errorf("enter it: %w", err)
 	}
-	if share == shareDir {
-		a.bind(early, p)
-	}
+	a.bind(early, p)
 	return entered{rescue(), late, whole}, nil
 }
 

@@ -60,18 +60,24 @@ func OwnOf(path string) string {
 	return ""
 }
 
-// ProgramDir is what Root.Visible needs for the guest to see a program of the host's:
-// nothing, unless it lies in /run or /dev/shm, as one that "go test" makes may.
-func ProgramDir(path string) []string {
+// ProgramDirs are what Root.Visible needs for the guest to see a program of the host's:
+// none, unless it or what it leads to lies in /run or /dev/shm, as one that "go test" makes
+// may.
+func ProgramDirs(path string) (dirs []string) {
 	path, err := filepath.Abs(path)
-	if err == nil {
-		path, err = filepath.EvalSymlinks(path)
-	}
-	dir := filepath.Dir(path)
-	if err != nil || dir == runDir || dir == shmDir || !within(dir, runDir) && !within(dir, shmDir) {
+	if err != nil {
 		return nil
 	}
-	return []string{dir}
+	add := func(dir string, err error) {
+		if err != nil || dir == runDir || dir == shmDir || !within(dir, runDir) && !within(dir, shmDir) || slices.Contains(dirs, dir) {
+			return
+		}
+		dirs = append(dirs, dir)
+	}
+	add(filepath.EvalSymlinks(filepath.Dir(path)))
+	real, err := filepath.EvalSymlinks(path)
+	add(filepath.Dir(real), err)
+	return dirs
 }
 
 // sharedDir is a directory that is shared beside the root.

@@ -53,12 +53,16 @@ func TestProgramDir(t *testing.T) {
 	shm := scratch(t, shmDir)
 	program := filepath.Join(shm, "p.test")
 	require.NoError(t, os.WriteFile(program, nil, 0o755))
-	assert.Equal(t, []string{shm}, ProgramDir(program))
+	assert.Equal(t, []string{shm}, ProgramDirs(program))
 	link := filepath.Join(t.TempDir(), "link")
 	require.NoError(t, os.Symlink(program, link))
-	assert.Equal(t, []string{shm}, ProgramDir(link))
-	assert.Empty(t, ProgramDir("/bin/sh"))
-	assert.Empty(t, ProgramDir("/nowhere/at/all"))
+	assert.Equal(t, []string{shm}, ProgramDirs(link))
+	run := scratch(t, runDir)
+	link = filepath.Join(run, "link")
+	require.NoError(t, os.Symlink(program, link))
+	assert.Equal(t, []string{run, shm}, ProgramDirs(link))
+	assert.Empty(t, ProgramDirs("/bin/sh"))
+	assert.Empty(t, ProgramDirs("/nowhere/at/all"))
 }
 
 // TestSharedDirs: what the root's device shows and what has one of its own.

@@ -175,7 +175,7 @@ func (r *mainRun) prepare() error {
 		h.CorePattern = harness.CorePattern()
 	}
 	if exe, err := os.Executable(); err == nil {
-		r.root().Visible = harness.ProgramDir(exe)
+		r.root().Visible = harness.ProgramDirs(exe)
 	}
 	if name, err := os.Hostname(); err == nil && h.Hostname == "" {
 		h.Hostname = name

@@ -45,7 +45,12 @@ func execTestee(t *testing.T, turn int, flags ...string) (e *execed, pkg, work s
 	t.Helper()
 	testee, err := testsPath("testee")
 	require.NoError(t, err)
-	pkg, work = t.TempDir(), t.TempDir()
+	// TMPDIR may be in what the guest has its own of.
+	pkg, work = t.TempDir(), inMemory(t, "/dev/shm")
+	binary, err := os.ReadFile(testee)
+	require.NoError(t, err)
+	testee = filepath.Join(inMemory(t, "/run"), "testee.test")
+	require.NoError(t, os.WriteFile(testee, binary, 0o755))
 	require.NoError(t, os.Mkdir(filepath.Join(pkg, "testdata"), 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(pkg, "testdata", "words"), []byte("words\n"), 0o644))
 	for _, dir := range []string{"cover", "fuzz", "out"} {
