@@ -212,6 +212,7 @@ func (f *execFlags) run(args []string) error {
 		return execError(err)
 	}
 	defer s.close()
+	s.catchEarly()
 	return execError(s.run())
 }
 

@@ -31,6 +31,8 @@ type execSession struct {
 	cmd   *remote.Cmd
 	files execFiles
 	early earlySignals
+
+	signals chan os.Signal // from the start on
 }
 
 // shutdownBound is how long the guest may take to write what is not written yet.

@@ -21,14 +21,14 @@ const endingSignals = 3
 //   - SIGTSTP and SIGCONT, where stdin is a terminal, give it back and take it again; SIGWINCH tells
 //     the command of its window.
 func (s *execSession) watchSignals(m *harness.Machine) *signals {
-	w := &signals{ch: make(chan os.Signal, 8), done: make(chan struct{})}
+	w := &signals{ch: s.signals, done: make(chan struct{})}
 	if !signal.Ignored(syscall.SIGHUP) { // by nohup
 		signal.Notify(w.ch, syscall.SIGHUP)
 	}
 	if !signal.Ignored(syscall.SIGINT) { // a job in the background of a script
 		signal.Notify(w.ch, syscall.SIGINT)
 	}
-	signal.Notify(w.ch, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
+	signal.Notify(w.ch, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGWINCH)
 	if s.term != nil {
 		signal.Notify(w.ch, syscall.SIGTSTP, syscall.SIGCONT)
 	}
@@ -66,6 +66,13 @@ func (s *execSession) watchSignals(m *harness.Machine) *signals {
 		}
 	}()
 	return w
+}
+
+// catchEarly has the signals noted that would do nothing at all before watchSignals: the
+// runtime of Go drops them. Others end this process, rightly so.
+func (s *execSession) catchEarly() {
+	s.signals = make(chan os.Signal, maxEarly)
+	signal.Notify(s.signals, syscall.SIGUSR1, syscall.SIGUSR2)
 }
 
 // maxEarly is how many signals wait for the guest.

@@ -243,9 +243,11 @@ trap "echo got TERM; exit 9" TERM; echo ready; while :; do sleep 0.1; done`)
 	t.Run("USR1 before the guest is up", func(t *testing.T) {
 		nested.RequireSuite(t, nested.SuiteMatrix)
 		t.Parallel()
-		e := execVole(t, 4, nil, "sleep", "1000")
+		log := filepath.Join(t.TempDir(), "console")
+		e := execVole(t, 4, []string{"--console-log", log}, "sleep", "1000")
 		r := e.begin(t)
-		time.Sleep(500 * time.Millisecond)
+		// It is made just before the boot.
+		require.Eventually(t, func() bool { _, err := os.Stat(log); return err == nil }, time.Minute, 10*time.Millisecond)
 		require.NoError(t, e.Process.Signal(syscall.SIGUSR1))
 		assert.Equal(t, result{code: 138}, r.wait())
 	})
