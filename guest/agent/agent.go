@@ -46,6 +46,7 @@ type agent struct {
 	children *reaper
 	starts   starter
 	discards chan struct{} // a place for each output that is read to nowhere
+	renewal  renewal
 
 	control *wire.Writer
 	greeted chan struct{} // closed when the Hello is on its way, or never will be
@@ -238,6 +239,8 @@ func (a *agent) handle(f wire.Frame) (ended bool, err error) {
 		if err := setClock(c.Unix); err != nil {
 			a.send(wire.KindLog, wire.Log{Text: fmt.Sprintf("the guest's clock can't be set: %v", err)})
 		}
+	case wire.KindRenew:
+		a.renewal.ask()
 	case wire.KindPoweroff:
 		var p wire.Poweroff
 		if err := f.Decode(&p); err != nil {

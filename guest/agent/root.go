@@ -143,12 +143,18 @@ func mountOverlay() error {
 			return err
 		}
 	}
-	const dirs = "lowerdir=" + shareDir + ",upperdir=" + memoryDir + "/upper,workdir=" + memoryDir + "/work"
+	return layOver(shareDir, memoryDir, rootDir)
+}
+
+// layOver mounts an overlay of lower and, over it, what is in the directories upper
+// and work of memory.
+func layOver(lower, memory, dir string) error {
+	dirs := "lowerdir=" + lower + ",upperdir=" + memory + "/upper,workdir=" + memory + "/work"
 	// What needs file handles of the share, which it has none of, is off without a
 	// warning; and memory has nothing to sync. Older kernels don't know all of that.
-	err := unix.Mount("vole", rootDir, "overlay", 0, dirs+",index=off,xino=off,metacopy=off,volatile")
+	err := unix.Mount("vole", dir, "overlay", 0, dirs+",index=off,xino=off,metacopy=off,volatile")
 	if err == unix.EINVAL {
-		err = unix.Mount("vole", rootDir, "overlay", 0, dirs)
+		err = unix.Mount("vole", dir, "overlay", 0, dirs)
 	}
 	if err != nil {
 		return fmt.Errorf("mount an overlay: %w", err)

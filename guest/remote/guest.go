@@ -443,6 +443,9 @@ func (g *Guest) Sync(ctx context.Context) error {
 // Poweroff asks the guest to power off; the machine's own end says that it has.
 func (g *Guest) Poweroff() error { return g.send(wire.KindPoweroff, wire.Poweroff{}) }
 
+// Renew has the guest look up the names of its root anew.
+func (g *Guest) Renew() error { return g.send(wire.KindRenew, wire.Renew{}) }
+
 // SetClock sets the guest's clock.
 func (g *Guest) SetClock(t time.Time) error {
 	return g.send(wire.KindClock, wire.Clock{Unix: t.UnixNano()})

@@ -21,6 +21,7 @@ const (
 	KindPing     Kind = 67 // Ping
 	KindPoweroff Kind = 68 // Poweroff
 	KindClock    Kind = 69 // Clock
+	KindRenew    Kind = 70 // Renew
 )
 
 // Hello says that the agent is ready.
@@ -181,6 +182,10 @@ type Poweroff struct {
 type Clock struct {
 	Unix int64 `json:"unix"`
 }
+
+// Renew says that names of the root's share lead elsewhere than the guest may
+// remember.
+type Renew struct{}
 
 // Log is a line that an operator may want to know.
 type Log struct {

@@ -38,6 +38,7 @@ type Machine struct {
 	vm       *vmm.Machine
 	devices  []virtio.Device
 	activity atomic.Uint32 // changes with each sign of life
+	changed  chan struct{} // has a token if the guest's names may be wrong
 
 	mu      sync.Mutex
 	started bool
@@ -63,7 +64,7 @@ type agentArchive struct {
 // boots it. Errors wrap ErrOptions where the caller is to blame.
 func New(o Options) (_ *Machine, err error) {
 	o = o.withDefaults()
-	m := &Machine{o: o, devices: o.Machine.Devices, lost: make(chan error, 2), quit: make(chan struct{})}
+	m := &Machine{o: o, devices: o.Machine.Devices, lost: make(chan error, 2), changed: make(chan struct{}, 1), quit: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			m.release()
@@ -145,6 +146,7 @@ func (m *Machine) rootDevice(beside []sharedDir) (virtio.Device, error) {
 	})
 	dir, err := hostdir.New(hostdir.Options{
 		Dir: root.Dir, ReadOnly: true, Writable: writable, Hidden: hiddenBelow(root.Dir), Xattr: true, Logger: m.o.Logger,
+		Changed: m.rootChanged,
 	})
 	if err != nil {
 		return nil, &refusal{err}
@@ -189,6 +191,7 @@ func (m *Machine) Start(ctx context.Context, first *remote.Cmd) error {
 		return err
 	}
 	m.watching.Go(m.watch)
+	m.watching.Go(m.renew)
 	return nil
 }
 

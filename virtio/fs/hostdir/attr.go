@@ -164,24 +164,29 @@ func (f *FS) Lookup(_ <-chan struct{}, header *fuse.InHeader, name string, out *
 	}
 	defer f.unpin(dir)
 	if dir.hidden {
-		return f.absent(out)
+		return f.none(dir, out)
 	}
 	fd, err := f.hold(dir)
 	if err != nil {
 		return status(err)
 	}
-	if err := f.enter(dir, fd, name, out); err == unix.ENOENT {
-		return f.absent(out)
-	} else if err != nil {
-		return status(err)
+	var st unix.Statx_t
+	err = statAt(fd, name, &st)
+	if err == unix.ENOENT {
+		f.tell(f.lacks(dir, name))
+	} else if err == nil {
+		err = f.entry(dir, fd, name, &st, out)
 	}
-	return fuse.OK
+	if err == unix.ENOENT {
+		return f.none(dir, out)
+	}
+	return status(err)
 }
 
-// absent answers that there is no such name. With a time that it stays so, the
-// answer is an entry without a node.
-func (f *FS) absent(out *fuse.EntryOut) fuse.Status {
-	if f.opts.Cache == CacheNone {
+// none answers that there is no such name. With a time that it stays so, the answer
+// is an entry without a node; an overlay keeps time itself.
+func (f *FS) none(dir *inode, out *fuse.EntryOut) fuse.Status {
+	if f.opts.Cache == CacheNone || f.opts.Changed != nil && !dir.key.rw {
 		return fuse.ENOENT
 	}
 	*out = fuse.EntryOut{}

@@ -57,6 +57,6 @@
 //
 // DAX windows, ioctl and poll on files, whiteouts (RENAME_WHITEOUT, device 0:0),
 // so that a share can't be the upper layer of an overlay (it is a good lower
-// one), security labels, notifications of the host's changes (see [CacheMode]),
-// and supplementary groups of the caller.
+// one), security labels, notifications of the host's changes (see [CacheMode] and,
+// for overlays, [Options.Changed]), and supplementary groups of the caller.
 package hostdir

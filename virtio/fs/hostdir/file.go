@@ -103,23 +103,30 @@ func (f *FS) opened(in *inode, h *handle, st *unix.Statx_t, out *fuse.OpenOut) {
 }
 
 // unchanged says whether a file is what it was when it was last opened, and
-// notes what it is. A file that has changed just now may change once more
-// without a change of its times, whose clock ticks every 10 ms or so.
+// notes what it is.
 func (f *FS) unchanged(in *inode, st *unix.Statx_t) bool {
-	v := version{st.Mtime.Sec, st.Ctime.Sec, st.Mtime.Nsec, st.Ctime.Nsec, st.Size}
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_REALTIME, &now); err != nil {
-		return false
-	}
-	const settled = 50e6
-	if age := (now.Sec-v.csec)*1e9 + now.Nsec - int64(v.cnsec); age < settled && age > -3600e9 {
-		v = version{}
-	}
+	v := settled(st)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	same := in.seen == v && v != version{}
 	in.seen = v
 	return same
+}
+
+// settled is the version of a file, or zero: one that has changed just now may
+// change once more without a change of its times, whose clock ticks every 10 ms or
+// so.
+func settled(st *unix.Statx_t) version {
+	v := version{st.Mtime.Sec, st.Ctime.Sec, st.Mtime.Nsec, st.Ctime.Nsec, st.Size}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME, &now); err != nil {
+		return version{}
+	}
+	const enough = 50e6
+	if age := (now.Sec-v.csec)*1e9 + now.Nsec - int64(v.cnsec); age < enough && age > -3600e9 {
+		return version{}
+	}
+	return v
 }
 
 // Release implements [fuse.RawFileSystem].

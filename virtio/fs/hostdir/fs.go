@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -51,6 +52,7 @@ type FS struct {
 	lru     lru
 	devs    map[uint64]uint64 // device -> index, for inode numbers
 	closed  bool
+	changes
 	// interrupted is closed, and another one made, by Interrupt.
 	interrupted chan struct{}
 
@@ -190,6 +192,7 @@ func (f *FS) forgetAll() {
 	if f.devs == nil {
 		f.devs = map[uint64]uint64{}
 	}
+	f.forgetChanges()
 	f.lastID = max(f.lastID, fuse.FUSE_ROOT_ID)
 	f.session++
 }
@@ -215,7 +218,7 @@ func (f *FS) Reset() {
 		in.gone = true
 		f.closeNode(in)
 	}
-	f.root.kids = 0
+	f.root.kids, f.root.lack = 0, nil
 	f.forgetAll()
 }
 
@@ -228,6 +231,11 @@ func (f *FS) Close() error {
 		return nil
 	}
 	f.closed = true
+	for _, t := range []*time.Timer{f.timer, f.teller} {
+		if t != nil {
+			t.Stop()
+		}
+	}
 	f.mu.Unlock()
 	f.Interrupt()
 	f.Reset()

@@ -72,6 +72,7 @@ func FuzzRequests(f *testing.F) {
 			Hidden: []string{in + "/hidden", in + "/dir/hidden"}}
 		if kind&1 != 0 {
 			o.ReadOnly, o.Writable = true, []string{in + "/ro/w", in + "/dir"}
+			o.Changed = func() {}
 		}
 		fs, err := hostdir.New(o)
 		require.NoError(t, err)

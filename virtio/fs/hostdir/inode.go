@@ -49,6 +49,11 @@ type inode struct {
 	owners  map[uint64]*lockOwner
 	gone    bool // from the tables
 
+	// For an overlay in the guest.
+	lack   *lack
+	looks  looks
+	ghosts []place
+
 	newer, older *inode // in lru, if fd >= 0
 }
 
@@ -166,6 +171,7 @@ func (f *FS) drop(in *inode) {
 			delete(f.keys, in.key)
 		}
 		f.closeNode(in)
+		f.vanish(in)
 		for _, p := range in.more {
 			p.parent.kids--
 			if p.parent != in.parent {
@@ -194,6 +200,14 @@ func (f *FS) closeNode(in *inode) {
 // remember gives the guest one more lookup of the file st, found in parent, and
 // returns its node. crossed is set where a mount lies between the two.
 func (f *FS) remember(parent *inode, name string, st *unix.Statx_t, c crossing) (*inode, error) {
+	in, stale, err := f.meet(parent, name, st, c)
+	f.tell(stale)
+	return in, err
+}
+
+// meet is remember, and says whether the guest is to be told that it may know the
+// name as something else.
+func (f *FS) meet(parent *inode, name string, st *unix.Statx_t, c crossing) (_ *inode, stale bool, _ error) {
 	r := parent.rule.kid(name)
 	rw := parent.key.rw
 	if r != nil {
@@ -205,16 +219,16 @@ func (f *FS) remember(parent *inode, name string, st *unix.Statx_t, c crossing) 
 		hidden = true
 	}
 	if hidden && !dir {
-		return nil, unix.ENOENT
+		return nil, false, unix.ENOENT
 	}
 	k := keyOf(st, rw)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if parent.gone || f.closed {
-		return nil, unix.ESTALE
+		return nil, false, unix.ESTALE
 	}
 	if k == f.root.key {
-		return nil, unix.ELOOP
+		return nil, false, unix.ELOOP
 	}
 	in := f.keys[k]
 	if in != nil && (!in.sameBirth(st) || dir && (in.rule != r || in.hidden != hidden)) {
@@ -222,10 +236,13 @@ func (f *FS) remember(parent *inode, name string, st *unix.Statx_t, c crossing) 
 		delete(f.keys, k)
 		in = nil
 	}
+	if in == nil && f.names != nil {
+		in = f.follow(place{parent, name}, st, k, c.unborn)
+	}
 	if in == nil {
 		if len(f.nodes) >= f.limits.MaxInodes {
 			f.complain("the guest holds as many inodes as it may", "inodes", len(f.nodes))
-			return nil, unix.ENFILE
+			return nil, false, unix.ENFILE
 		}
 		f.lastID++
 		in = &inode{id: f.lastID, generation: f.session, fd: -1, unborn: c.unborn, hidden: hidden}
@@ -238,7 +255,8 @@ func (f *FS) remember(parent *inode, name string, st *unix.Statx_t, c crossing) 
 	}
 	in.lookups++
 	f.settle(in, parent, name, st.Nlink)
-	return in, nil
+	stale = f.relooked(in, st)
+	return in, f.outdated(place{parent, name}) || stale, nil
 }
 
 // nameless is remember for a file without a name.
@@ -261,6 +279,7 @@ func (f *FS) nameless(parent *inode, st *unix.Statx_t, unborn bool) (*inode, err
 
 // settle notes that a node was seen under a name. f.mu is held.
 func (f *FS) settle(in, parent *inode, name string, links uint32) {
+	f.arrive(in, place{parent, name})
 	if in.parent == parent && in.name == name {
 		return
 	}
@@ -268,9 +287,9 @@ func (f *FS) settle(in, parent *inode, name string, links uint32) {
 	in.place = place{parent, name}
 	parent.kids++
 	if in.dir() || links <= 1 {
-		f.leave(old)
+		f.leave(in, old)
 		for _, p := range in.more {
-			f.leave(p)
+			f.leave(in, p)
 		}
 		in.more = nil
 		if in.dir() {
@@ -284,20 +303,23 @@ func (f *FS) settle(in, parent *inode, name string, links uint32) {
 	for i, p := range in.more {
 		if p == in.place {
 			in.more[i] = old
-			f.leave(p)
+			parent.kids-- // it counted already
 			return
 		}
 	}
 	if len(in.more) == maxPlaces-1 {
-		f.leave(in.more[0])
+		f.leave(in, in.more[0])
 		in.more = append(in.more[:0], in.more[1:]...)
 	}
 	in.more = append(in.more, old)
 }
 
-// leave takes back that a node was seen at p. f.mu is held.
-func (f *FS) leave(p place) {
+// leave takes back that in was seen at p. f.mu is held.
+func (f *FS) leave(in *inode, p place) {
 	if p.parent != nil {
+		if p != in.place {
+			f.depart(in, p)
+		}
 		p.parent.kids--
 		f.drop(p.parent)
 	}
@@ -310,13 +332,13 @@ func (f *FS) unsettle(in *inode, p place) {
 		if n := len(in.more); n > 0 {
 			in.place, in.more = in.more[n-1], in.more[:n-1]
 		}
-		f.leave(p)
+		f.leave(in, p)
 		return
 	}
 	for i, q := range in.more {
 		if q == p {
 			in.more = append(in.more[:i], in.more[i+1:]...)
-			f.leave(p)
+			f.leave(in, p)
 			return
 		}
 	}

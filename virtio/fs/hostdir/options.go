@@ -126,6 +126,14 @@ type Options struct {
 	Xattr bool
 	// Locks says where file locks are kept.
 	Locks Locks
+	// Changed, if not nil, is for a guest that lays an overlay over the share. It is
+	// called, by any goroutine and without locks, when the guest may know names by
+	// what they led to before, and should drop its directory entries: a file that it
+	// was shown was removed, was replaced while the guest had it open, or has another
+	// mode or owner; a name that it looked up in vain is there now. Otherwise a file
+	// that the host replaces keeps its node where writing is not allowed, and no time
+	// is given for which a name stays absent. It must not block.
+	Changed func()
 	// Limits bound what a guest can make the host keep.
 	Limits Limits
 	// Logger is told, rarely, of a guest that breaks the protocol. Nil is silence.
