@@ -42,10 +42,14 @@ func (s *debSource) find(ctx context.Context, j *job) (offer, error) {
 	return o, nil
 }
 
-// notFound makes of the absence of a file what the user got wrong.
+// notFound makes of the absence of a file, or of what is none, what the user got
+// wrong.
 func notFound(path string, err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrInvalid) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: %s: %w", ErrNotFound, path, bare(err))
+	case errors.Is(err, errIrregular):
+		return fmt.Errorf("%w: %s: %w", ErrArchive, path, bare(err))
 	}
 	return fmt.Errorf("%s: %w", path, bare(err))
 }
@@ -75,7 +79,7 @@ func (s *debSource) fetch(ctx context.Context, j *job, t *tree) (fetched, error)
 
 // unpackDeb puts what a package file has of a kernel into the tree.
 func (j *job) unpackDeb(ctx context.Context, file, name string, t *tree) (Part, error) {
-	f, err := os.Open(file)
+	f, err := openRegular(file)
 	if err != nil {
 		return Part{}, err
 	}

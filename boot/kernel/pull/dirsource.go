@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -43,7 +44,12 @@ func (s dirSource) find(_ context.Context, j *job) (offer, error) {
 
 // buildRelease is the release that a build tree has been configured for.
 func buildRelease(dir string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "include/config/kernel.release"))
+	f, err := openRegular(filepath.Join(dir, "include/config/kernel.release"))
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 4096))
 	if err != nil {
 		return "", err
 	}
@@ -105,7 +111,7 @@ func (s dirSource) copyBuild(ctx context.Context, j *job, t *tree, release strin
 // modulesOrder reads the list of modules in the top of a build tree: paths of
 // .ko files (.o since Linux 6.3) below it, with kernel/ before them until 5.9.
 func modulesOrder(file string) ([]string, error) {
-	f, err := os.Open(file)
+	f, err := openRegular(file)
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +201,7 @@ func (s dirSource) copyRegular(ctx context.Context, t *tree, name string) error 
 }
 
 func (s dirSource) copyFile(ctx context.Context, t *tree, from, to string) error {
-	f, err := os.Open(from)
+	f, err := openRegular(from)
 	if err != nil {
 		return err
 	}

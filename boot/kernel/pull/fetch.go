@@ -16,6 +16,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -435,16 +436,33 @@ func fileSize(path string) int64 {
 	return info.Size()
 }
 
+// errIrregular is what is no file with bytes in it.
+var errIrregular = errors.New("not a regular file")
+
+// openRegular opens a file, which is not waited for whatever it is.
+func openRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = &fs.PathError{Op: "open", Path: path, Err: errIrregular}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 // fileSum is the SHA-256 of a regular file, in hexadecimal.
 func fileSum(ctx context.Context, path string) (string, error) {
-	f, err := os.Open(path)
+	f, err := openRegular(path)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return "", errors.Join(err, &fs.PathError{Op: "read", Path: path, Err: fs.ErrInvalid})
-	}
 	h := sha256.New()
 	in := &bounded{ctx: ctx, r: f, left: 1 << 62}
 	if _, err := io.CopyBuffer(h, in, make([]byte, 256<<10)); err != nil {

@@ -151,7 +151,7 @@ func TestPullRefuses(t *testing.T) {
 		err    error
 	}{
 		"not there":         {filepath.Join(dir, "none.deb"), ErrNotFound},
-		"a directory":       {filepath.Join(dir, "d.deb"), ErrNotFound},
+		"a directory":       {filepath.Join(dir, "d.deb"), ErrArchive},
 		"text":              {writeFile(t, filepath.Join(dir, "text.deb"), []byte("text")), ErrArchive},
 		"no kernel":         {writeFile(t, filepath.Join(dir, "none-in.deb"), debOf(t, "", tarball(t))), ErrNoKernel},
 		"no directory":      {filepath.Join(dir, "nowhere"), ErrNotFound},
