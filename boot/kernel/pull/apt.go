@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -112,8 +113,12 @@ func (a *apt) run(ctx context.Context, limit time.Duration, name string, args ..
 	cmd := exec.CommandContext(ctx, path, append(options, args...)...)
 	cmd.Dir = a.debs
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
-	// ^C on a terminal is for this process, which passes it on as it sees fit.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// ^C on a terminal is for this process, which passes it on as it sees fit. If this
+	// process is killed apt must not go on in a directory that nobody has locked; the
+	// signal comes at the end of the thread, which is kept for that.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
 	out, errs := &capped{}, &capped{}
