@@ -179,7 +179,7 @@ func kernelPath(args []string) (string, error) {
 	if problem != nil {
 		return "", problem
 	}
-	return "", fmt.Errorf("no kernel %q on this machine: `vole kernel ls` lists them, `vole kernel pull` fetches others", args[0])
+	return "", &usageError{fmt.Errorf("no kernel %q on this machine: `vole kernel ls` lists them, `vole kernel pull` fetches others", args[0])}
 }
 
 // namedKernels are those that a user may mean by name, in the list's order: those of that version or

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -14,19 +15,25 @@ import (
 )
 
 // pullView shows the progress of a pull: on a terminal in one line that is drawn over and over,
-// elsewhere as a line for each step and, while one takes long, another now and then.
+// elsewhere as a line for each step and, while one takes long, another now and then. There nothing is
+// told of what is over at once: a name that leads nowhere is an error, and no more.
 type pullView struct {
 	w       io.Writer
 	quiet   bool
 	columns func() int // of the terminal; nil is none
 	now     func() time.Time
 
+	mu    sync.Mutex
+	began time.Time
+	held  string      // lines of the beginning
+	hold  *time.Timer // until they are written, nil where there is no clock
 	last  pull.Progress
 	at    time.Time // of the last line
 	drawn int       // characters in the line that is drawn
 }
 
 const (
+	holdFor     = time.Second
 	redrawEvery = 100 * time.Millisecond
 	repeatEvery = 10 * time.Second
 	barWidth    = 20
@@ -34,6 +41,7 @@ const (
 
 func newPullView(stderr io.Writer, quiet bool) *pullView {
 	v := &pullView{w: stderr, quiet: quiet, now: time.Now}
+	v.hold = time.AfterFunc(holdFor, v.release)
 	if fd := int(os.Stderr.Fd()); isTerminal(fd) && os.Getenv("TERM") != "dumb" {
 		v.columns = func() int {
 			w, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
@@ -51,6 +59,8 @@ func (v *pullView) show(p pull.Progress) {
 	if v.quiet {
 		return
 	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	same := p.Step == v.last.Step && p.What == v.last.What
 	wait := repeatEvery
 	if v.columns != nil {
@@ -62,7 +72,13 @@ func (v *pullView) show(p pull.Progress) {
 	}
 	v.last, v.at = p, now
 	if v.columns == nil {
-		fmt.Fprintf(v.w, "vole: kernel: pull: %s\n", describeProgress(p, same))
+		if v.began.IsZero() {
+			v.began = now
+		}
+		v.held += fmt.Sprintf("vole: kernel: pull: %s\n", describeProgress(p, same))
+		if now.Sub(v.began) >= holdFor {
+			v.write()
+		}
 		return
 	}
 	// The last column stays empty: a full line would wrap.
@@ -72,8 +88,26 @@ func (v *pullView) show(p pull.Progress) {
 	v.drawn = width
 }
 
+// release writes what was held back, and whatever comes.
+func (v *pullView) release() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.write()
+}
+
+func (v *pullView) write() {
+	_, _ = io.WriteString(v.w, v.held)
+	v.held = ""
+}
+
 // clear takes the line away.
 func (v *pullView) clear() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.held = ""
+	if v.hold != nil {
+		v.hold.Stop()
+	}
 	if v.drawn > 0 {
 		fmt.Fprintf(v.w, "\r%s\r", strings.Repeat(" ", v.drawn))
 		v.drawn = 0

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -86,7 +87,7 @@ func TestKernelPull(t *testing.T) {
 	for name, want := range map[string]string{"99.12": "99.12", "99.1": "99.1.2-a", "99": "99.12", "99.1.2-a": "99.1.2-a", with: "99.1.2-a"} {
 		assert.Equal(t, image(want)+"\n", run("path", name).stdout, name)
 	}
-	assert.Equal(t, codeHost, run("path", "9").code)
+	assert.Equal(t, codeUsage, run("path", "9").code)
 
 	r = run("rm", "99.12", "none")
 	assert.Equal(t, codeUsage, r.code)
@@ -105,6 +106,8 @@ func TestKernelPull(t *testing.T) {
 
 func TestKernelBadUsage(t *testing.T) {
 	text := file(t, "text.deb", []byte("some text, and not a package"))
+	fifo := filepath.Join(t.TempDir(), "x.deb")
+	require.NoError(t, syscall.Mkfifo(fifo, 0o600))
 	for name, tc := range map[string]struct {
 		args []string
 		want string
@@ -120,16 +123,21 @@ func TestKernelBadUsage(t *testing.T) {
 		"rm nothing":          {[]string{"rm"}, "which kernel?"},
 		"rm all and one":      {[]string{"rm", "--all", "x"}, "want one of them"},
 		"rm what isn't there": {[]string{"rm", "99.9"}, `no pulled kernel "99.9"`},
+		"a FIFO":              {[]string{"pull", fifo}, "x.deb: not a regular file"},
+		"path of nothing":     {[]string{"path", "99.9"}, `no kernel "99.9" on this machine`},
 		"an unknown flag":     {[]string{"pull", "--frob"}, "--frob"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := vole(t, append([]string{"kernel"}, tc.args...)...)
+			cache := filepath.Join(t.TempDir(), "a", "cache")
+			r := finish(t, withCache(command(t, append([]string{"kernel"}, tc.args...)...), cache))
 			assert.Equal(t, codeUsage, r.code, r.stderr)
 			assert.Empty(t, r.stdout)
 			lines := strings.Split(strings.TrimSuffix(r.stderr, "\n"), "\n")
 			last := lines[len(lines)-1]
 			assert.True(t, strings.HasPrefix(last, "vole: kernel: "+tc.args[0]+": "), last)
 			assert.Contains(t, last, tc.want)
+			assert.Len(t, lines, 1)
+			assert.NoDirExists(t, cache, "it has left something")
 		})
 	}
 }
@@ -163,12 +171,46 @@ func TestKernelPullInterrupted(t *testing.T) {
 			assert.Empty(t, out.String())
 			assert.Contains(t, errs.String(), "vole: kernel: pull: ended by "+signalNames[sig]+"\n")
 			left, err := os.ReadDir(filepath.Join(cache, "pulled"))
-			require.NoError(t, err)
+			if !errors.Is(err, os.ErrNotExist) { // as where nothing has come yet
+				require.NoError(t, err)
+			}
 			for _, e := range left {
 				assert.Equal(t, ".work", e.Name(), "what can be gone on with")
 			}
 		})
 	}
+}
+
+// apt-get does not outlive a vole that is killed.
+func TestKernelPullKilled(t *testing.T) {
+	tools, cache := t.TempDir(), filepath.Join(t.TempDir(), "cache")
+	script := "#!/bin/sh\necho $$ >" + tools + "/new && mv " + tools + "/new " + tools + "/pid\nexec sleep 1000\n"
+	for _, name := range []string{"apt-get", "apt-cache"} {
+		require.NoError(t, os.WriteFile(filepath.Join(tools, name), []byte(script), 0o755))
+	}
+	cmd := withCache(command(t, "kernel", "pull", "debian"), cache)
+	cmd.Env = append(cmd.Env, "PATH="+tools+":"+os.Getenv("PATH"))
+	require.NoError(t, cmd.Start())
+	var pid int
+	assert.Eventually(t, func() bool {
+		b, err := os.ReadFile(filepath.Join(tools, "pid"))
+		if err == nil {
+			_, err = fmt.Sscan(string(b), &pid)
+		}
+		return err == nil
+	}, 20*time.Second, 10*time.Millisecond)
+	require.NoError(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+	require.NotZero(t, pid)
+	if !assert.Eventually(t, func() bool { return ended(pid) }, 5*time.Second, 10*time.Millisecond) {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
+
+// ended says whether a process has, waited for or not.
+func ended(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || strings.Contains(string(b), ") Z ")
 }
 
 // A host that is not there is the host's error, in one line.

@@ -276,7 +276,7 @@ func TestCompletion(t *testing.T) {
 
 func TestKernelCommands(t *testing.T) {
 	r := vole(t, "kernel", "path", "0.0.0-nothing")
-	assert.Equal(t, codeHost, r.code)
+	assert.Equal(t, codeUsage, r.code)
 	assert.Contains(t, r.stderr, `no kernel "0.0.0-nothing"`)
 	r = vole(t, "kernel", "ls", "--json")
 	assert.Equal(t, codeOK, r.code)

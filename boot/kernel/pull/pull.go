@@ -108,6 +108,14 @@ func pull(ctx context.Context, src Source, opt Options) (res Result, err error) 
 	if j.dir, err = pulledDir(opt.Dir); err != nil {
 		return res, err
 	}
+	made := missing(j.dir)
+	defer func() {
+		for _, dir := range made {
+			if err == nil || os.Remove(dir) != nil { // not if there is something in it
+				break
+			}
+		}
+	}()
 	if err := kernel.MakePrivateDir(j.dir); err != nil {
 		return res, err
 	}
@@ -144,6 +152,17 @@ func pull(ctx context.Context, src Source, opt Options) (res Result, err error) 
 		res.ModulesDir = filepath.Join(dir, modulesName, res.Release)
 	}
 	return res, j.fill(ctx, opt.Cache, &res)
+}
+
+// missing are those of dir and the directories above it that do not exist.
+func missing(dir string) (dirs []string) {
+	for {
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			return dirs
+		}
+		dirs = append(dirs, dir)
+		dir = filepath.Dir(dir)
+	}
 }
 
 // workKey is the name of a source's directory under .work.

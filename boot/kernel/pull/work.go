@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/vole-vmm/vole/boot/kernel"
 )
 
 const (
@@ -44,6 +46,10 @@ func lockWork(ctx context.Context, pulled, name string, waiting func()) (*workDi
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-poll.C:
+		}
+		// Another pull that has failed may have removed even pulled.
+		if err := kernel.MakePrivateDir(pulled); err != nil {
+			return nil, err
 		}
 		for _, dir := range []string{base, path} {
 			if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
