@@ -305,6 +305,14 @@ func (f *FS) killBits(fd int) error {
 	return f.chmod(fd, kept&0o7777)
 }
 
+// killFor is killBits for requests that can't say whether the caller may keep them.
+func (f *FS) killFor(header *fuse.InHeader, fd int) error {
+	if header.Uid == 0 {
+		return nil
+	}
+	return f.killBits(fd)
+}
+
 // chmod sets a mode; fd may be O_PATH.
 func (f *FS) chmod(fd int, mode uint32) error {
 	return again(func() error { return unix.Fchmodat(f.proc, procName(fd), mode, 0) })
@@ -368,6 +376,9 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 		return status(err)
 	}
 	defer f.unref(h)
+	if err := f.killFor(&in.InHeader, h.fd); err != nil {
+		return status(err)
+	}
 	return status(again(func() error {
 		return unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length))
 	}))
@@ -412,6 +423,9 @@ func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32,
 	defer f.unref(to)
 	if !to.writes {
 		return 0, fuse.EBADF
+	}
+	if err := f.killFor(&in.InHeader, to.fd); err != nil {
+		return 0, status(err)
 	}
 	var n int
 	err = again(func() (err error) {

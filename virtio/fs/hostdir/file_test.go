@@ -102,6 +102,23 @@ func TestReadAndWrite(t *testing.T) {
 // With HANDLE_KILLPRIV_V2 it is us who clear set-user-ID and set-group-ID.
 func TestBitsAreKilled(t *testing.T) {
 	c := share(t, hostdir.Options{})
+	other := func(node uint64) fuse.InHeader {
+		h := c.header(node)
+		h.Uid = 1000
+		return h
+	}
+	// Of these two the request does not say who may keep them: root may.
+	c.put("file", "text")
+	require.NoError(t, unix.Chmod(c.dir+"/file", 0o4755))
+	node := c.node("file")
+	fh := c.opened(node, unix.O_WRONLY)
+	in := fuse.FallocateIn{InHeader: c.header(node), Fh: fh, Length: 10}
+	in.Uid = 0
+	require.Equal(t, fuse.OK, c.fs.Fallocate(nil, &in))
+	c.release(node, fh)
+	if os.Getuid() == 0 { // else it is the host that does it
+		require.EqualValues(t, 0o4755, c.hostStat("file").Mode&0o7777)
+	}
 	for name, do := range map[string]func(node uint64) fuse.Status{
 		"write": func(node uint64) fuse.Status {
 			fh := c.opened(node, unix.O_WRONLY)
@@ -117,6 +134,20 @@ func TestBitsAreKilled(t *testing.T) {
 		},
 		"size": func(node uint64) fuse.Status {
 			_, st := c.setattr(fuse.SetAttrInCommon{InHeader: c.header(node), Valid: fuse.FATTR_SIZE | fuse.FATTR_KILL_SUIDGID})
+			return st
+		},
+		"fallocate": func(node uint64) fuse.Status {
+			fh := c.opened(node, unix.O_WRONLY)
+			defer c.release(node, fh)
+			return c.fs.Fallocate(nil, &fuse.FallocateIn{InHeader: other(node), Fh: fh, Length: 10})
+		},
+		"copy_file_range": func(node uint64) fuse.Status {
+			c.put("from", "text")
+			from := c.node("from")
+			to, fh := c.opened(node, unix.O_WRONLY), c.opened(from, unix.O_RDONLY)
+			defer c.release(node, to)
+			defer c.release(from, fh)
+			_, st := c.fs.CopyFileRange(nil, &fuse.CopyFileRangeIn{InHeader: other(from), FhIn: fh, NodeIdOut: node, FhOut: to, Len: 4})
 			return st
 		},
 		"chown": func(node uint64) fuse.Status {
