@@ -21,7 +21,8 @@ type Share struct {
 	ReadOnly bool   `json:"ro,omitempty"`
 	// Cache says how long the guest may believe what it was told: "auto", "none" or "always".
 	Cache string `json:"cache,omitempty"`
-	// Locks says who keeps the locks of files: "guest", or "host", whose own programs see them then.
+	// Locks says who keeps the locks of files: "guest", or "host", whose own programs see them then. One
+	// that is waited for and not free within 10 seconds fails there with ENOLCK.
 	Locks string `json:"locks,omitempty"`
 	// Xattr lets the guest see and set extended attributes.
 	Xattr bool `json:"xattr,omitempty"`

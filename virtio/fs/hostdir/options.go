@@ -67,8 +67,9 @@ const (
 	LocksGuest Locks = iota
 	// LocksHost makes them locks of the host's files as well, so that the
 	// guest and processes of the host exclude each other, and a guest can hold
-	// up those of the host. A request that would wait for a lock waits a
-	// bounded time only (see [Limits]) and then fails with ENOLCK.
+	// up those of the host. A request that would wait for a lock waits 10
+	// seconds at most and then fails with ENOLCK, as does at once one more than
+	// may wait (see [Limits]).
 	LocksHost
 )
 
