@@ -4,4 +4,5 @@
 //
 //	VOLE_POSIX_DIR    the directory that is tested; a temporary one when it is not set
 //	VOLE_POSIX_SEED   of the order of reads and writes; a new one when it is not set
+//	VOLE_POSIX_SHARE  the tag of a share whose options are tested
 package posix
