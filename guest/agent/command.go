@@ -171,6 +171,9 @@ func (c *command) begin(child *child, tty *terminal) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.child, c.tty = child, tty
+	if tty != nil {
+		tty.resize(c.Size) // it may have come since the terminal was opened
+	}
 	for _, s := range c.pending {
 		c.kill(s)
 	}

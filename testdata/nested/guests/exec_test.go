@@ -246,8 +246,7 @@ trap "echo got TERM; exit 9" TERM; echo ready; while :; do sleep 0.1; done`)
 		log := filepath.Join(t.TempDir(), "console")
 		e := execVole(t, 4, []string{"--console-log", log}, "sleep", "1000")
 		r := e.begin(t)
-		// It is made just before the boot.
-		require.Eventually(t, func() bool { _, err := os.Stat(log); return err == nil }, time.Minute, 10*time.Millisecond)
+		bootBegins(t, log)
 		require.NoError(t, e.Process.Signal(syscall.SIGUSR1))
 		assert.Equal(t, result{code: 138}, r.wait())
 	})
@@ -341,6 +340,13 @@ hostname; date +%s
 	assert.EqualValues(t, 0o640, info.Mode())
 }
 
+// bootBegins waits for the console's log, which is made just before the boot: what vole was
+// given until then is in the guest's orders.
+func bootBegins(t testing.TB, log string) {
+	t.Helper()
+	require.Eventually(t, func() bool { _, err := os.Stat(log); return err == nil }, time.Minute, 10*time.Millisecond)
+}
+
 // inMemory makes a directory in one that a guest has of its own.
 func inMemory(t testing.TB, parent string) string {
 	t.Helper()
@@ -432,7 +438,8 @@ nslookup gateway.vole.internal 2>&1 | grep -c 10.0.2.2
 // for the command alone, and raw here until the end.
 func TestExecTerminal(t *testing.T) {
 	t.Parallel()
-	e := execVole(t, 2, nil, "sh", "-c", `tty; while [ "$(stty size)" != "33 77" ]; do sleep 0.1; done; stty size; trap "stty size" WINCH; trap : INT; echo rea""dy
+	log := filepath.Join(t.TempDir(), "console")
+	e := execVole(t, 2, []string{"--console-log", log}, "sh", "-c", `tty; while [ "$(stty size)" != "33 77" ]; do sleep 0.1; done; stty size; trap "stty size" WINCH; trap : INT; echo rea""dy
 sh -c 'trap "echo interr""upted; exit 0" INT; echo go""ing; while :; do sleep 0.1; done'
 head -c 3 </dev/tty | hexdump -e '"got" 3/1 " %02x"'; echo
 echo st""derr >&2
@@ -440,7 +447,7 @@ read line; echo "line <$line>"; exit 5`)
 	p := newTerminal(t)
 	p.resize(22, 66)
 	p.start(e.Cmd)
-	time.Sleep(500 * time.Millisecond) // a guest takes longer
+	bootBegins(t, log)
 	p.resize(33, 77)
 	p.expect("/dev/pts/0\r\n33 77\r\nready\r\ngoing\r\n")
 	raw := p.termios()
