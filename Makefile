@@ -100,7 +100,7 @@ test: export VOLE_BIN := $(CURDIR)/bin/vole
 test: need-gcc build rig deps ## everything that CI runs: lint, units, payloads on /dev/kvm, guests
 	@$(call within,2m) $(MAKE) --no-print-directory lint
 	@echo "== units and payloads$(if $(REQUIRE_KVM), on /dev/kvm,: no /dev/kvm that can be opened)"
-	@eval "$$(bin/nested -unit-env)"; $(REQUIRE_KVM) $(call within,330s) $(GOTEST) $(RACE) -timeout 5m ./...
+	@eval "$$(bin/nested -unit-env)"; $(REQUIRE_KVM) $(call within,390s) $(GOTEST) $(RACE) -timeout 5m ./...
 	@echo "== allocations, which the race detector changes"
 	@CGO_ENABLED=0 $(call within,1m) $(GOTEST) -run '^TestNoAllocations$$' ./virtio/block ./virtio/net ./virtio/vsock ./virtio/console ./virtio/fs
 	@echo "== guests"
