@@ -209,29 +209,11 @@ func qemuExec(name, machine, share string) execPeer {
 				"-device", "virtio-9p-"+bus+",fsdev=root,mount_tag=root")
 		} else {
 			socket := filepath.Join(j.dir, fmt.Sprintf("fs%d", j.number))
-			fs, err := nested.VirtiofsdCommand(ctx, "--socket-path="+socket, "-o", "source=/", "-o", "cache=auto", "-o", "sandbox=chroot", "-o", "xattr")
+			stop, err := startVirtiofsd(ctx, socket, "/")
 			if err != nil {
-				return "", err
+				return "", fmt.Errorf("%s: %w", name, err)
 			}
-			var said bytes.Buffer
-			fs.Stdout, fs.Stderr = &said, &said
-			if err := fs.Start(); err != nil {
-				return "", err
-			}
-			defer func() {
-				_ = fs.Process.Kill()
-				_ = fs.Wait()
-			}()
-			for {
-				if _, err := os.Stat(socket); err == nil {
-					break
-				}
-				select {
-				case <-ctx.Done():
-					return "", fmt.Errorf("%s: virtiofsd: %w", name, ctx.Err())
-				case <-time.After(time.Millisecond):
-				}
-			}
+			defer stop()
 			args = append(args, "-m", execMemory, "-object", "memory-backend-memfd,id=mem,share=on,size="+execMemory, "-numa", "node,memdev=mem",
 				"-chardev", "socket,id=fs,path="+socket, "-device", "vhost-user-fs-"+bus+",chardev=fs,tag=root")
 		}
@@ -257,4 +239,32 @@ func qemuExec(name, machine, share string) execPeer {
 		}
 		return text, nil
 	}}
+}
+
+// startVirtiofsd starts a virtiofsd for one QEMU, and returns when it listens.
+func startVirtiofsd(ctx context.Context, socket, source string) (stop func(), err error) {
+	fs, err := nested.VirtiofsdCommand(ctx, "--socket-path="+socket, "-o", "source="+source, "-o", "cache=auto", "-o", "sandbox=chroot", "-o", "xattr")
+	if err != nil {
+		return nil, err
+	}
+	var said bytes.Buffer
+	fs.Stdout, fs.Stderr = &said, &said
+	if err := fs.Start(); err != nil {
+		return nil, err
+	}
+	stop = func() {
+		_ = fs.Process.Kill()
+		_ = fs.Wait()
+	}
+	for {
+		if _, err := os.Stat(socket); err == nil {
+			return stop, nil
+		}
+		select {
+		case <-ctx.Done():
+			stop()
+			return nil, fmt.Errorf("virtiofsd: %w", ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
