@@ -28,6 +28,10 @@ func TestMain(m *testing.M) {
 		path, err = buildTests("posix")
 		o.Files = append(o.Files, path)
 	}
+	if err == nil && !nested.Inside() && wantsBuild() {
+		files, berr := stageBuild()
+		o.Files, err = append(o.Files, files...), berr
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
