@@ -51,7 +51,7 @@ udhcpc -i eth0 -n -q -t 10 -T 1 -s /bin/dhcp || echo FAILED dhcp
 ping -A -c 3 10.0.2.2 | grep received
 ping -A -c 3 -s 1400 10.8.0.1 | grep received
 ping -c 1 -w 2 10.8.0.77 | grep received
-echo GATEWAY $(nslookup gateway.vole.internal | sed -n '/Name/,$s/Address.*: *//p' | grep -v :)
+echo GATEWAY $(nslookup -type=a gateway.vole.internal | sed -n '/Name/,$s/Address.*: *//p')
 echo OUTSIDE $(nslookup -type=a far.example | sed -n '/Name/,$s/Address.*: *//p')
 peer send %d tcp:10.8.0.1:7000
 peer recv %d tcp:10.8.0.1:7000

@@ -30,7 +30,7 @@ func TestBuiltInGuest(t *testing.T) {
 	defer cancel()
 	var out, errs bytes.Buffer
 	dir := t.TempDir()
-	report := filepath.Join(dir, "report")
+	report := filepath.Join(dir, "report.json")
 	cmd := exec.CommandContext(ctx, vole, "run", "--timeout", "2m30s", "-k", kernel, "-a", "quiet", "-m", "256M", "-c", "1",
 		"--net", "user", "--vsock", filepath.Join(dir, "v"), "--port", "agent="+filepath.Join(dir, "p"), "--report", report)
 	cmd.Env = append(cmd.Environ(), "VOLE_CACHE="+t.TempDir())
