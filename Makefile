@@ -104,7 +104,7 @@ test: need-gcc build rig deps ## everything that CI runs: lint, units, payloads 
 	@echo "== allocations, which the race detector changes"
 	@CGO_ENABLED=0 $(call within,1m) $(GOTEST) -run '^TestNoAllocations$$' ./virtio/block ./virtio/net ./virtio/vsock ./virtio/console ./virtio/fs
 	@echo "== guests"
-	@CGO_ENABLED=0 $(call within,14m) $(GOTEST) -p 1 -timeout 13m $(RIG) $(GUESTS)
+	@CGO_ENABLED=0 $(call within,20m) $(GOTEST) -p 1 -timeout 19m $(RIG) $(GUESTS)
 
 .PHONY: unit
 unit: need-go rig ## unit tests alone, without the race detector: quick
