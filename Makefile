@@ -90,7 +90,7 @@ demo: build rig ## boot a stock kernel to the built-in guest's report
 	bin/nested -timeout 3m -- bin/vole run --timeout 2m --kernel @kernel --append quiet
 
 # `make test` takes some 15 minutes on 2 cores once its packages are there; the bounds
-# of its parts, which are 2, 5.5, 1 and 14 minutes, end what takes far longer: an
+# of its parts, which are 2, 6.5, 1 and 20 minutes, end what takes far longer: an
 # emulated host that locks up costs minutes, and its tests run again. Go's
 # -timeout is for one package, and shorter, so that it can show what hangs.
 within = timeout --verbose --foreground -k 10s $(1)
