@@ -24,9 +24,10 @@ type pullView struct {
 	now     func() time.Time
 
 	mu    sync.Mutex
-	began time.Time
-	held  string      // lines of the beginning
-	hold  *time.Timer // until they are written, nil where there is no clock
+	began time.Time   // the first line
+	open  bool        // lines are written as they come
+	held  string      // lines of the beginning, until then
+	hold  *time.Timer // opens when no line comes to do it; nil where there is no clock
 	last  pull.Progress
 	at    time.Time // of the last line
 	drawn int       // characters in the line that is drawn
@@ -76,7 +77,7 @@ func (v *pullView) show(p pull.Progress) {
 			v.began = now
 		}
 		v.held += fmt.Sprintf("vole: kernel: pull: %s\n", describeProgress(p, same))
-		if now.Sub(v.began) >= holdFor {
+		if v.open = v.open || now.Sub(v.began) >= holdFor; v.open {
 			v.write()
 		}
 		return
@@ -92,6 +93,7 @@ func (v *pullView) show(p pull.Progress) {
 func (v *pullView) release() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.open = true
 	v.write()
 }
 

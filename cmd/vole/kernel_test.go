@@ -288,3 +288,18 @@ func TestFormatBytes(t *testing.T) {
 		assert.Equal(t, want, formatBytes(n), fmt.Sprint(n))
 	}
 }
+
+// TestPullViewOpens: once what was held back is written, a line that comes sooner after
+// the first one than that takes is written at once.
+func TestPullViewOpens(t *testing.T) {
+	var out strings.Builder
+	now := time.Unix(1, 0)
+	v := &pullView{w: &out, now: func() time.Time { return now }}
+	v.show(pull.Progress{Step: pull.StepLooking, What: "a"})
+	assert.Empty(t, out.String())
+	v.release()
+	assert.Equal(t, "vole: kernel: pull: looking for a\n", out.String())
+	now = now.Add(holdFor / 2)
+	v.show(pull.Progress{Step: pull.StepUpdating})
+	assert.Equal(t, 2, strings.Count(out.String(), "\n"), out.String())
+}

@@ -97,11 +97,7 @@ func source(t *testing.T) string {
 
 func TestToolsOverMount(t *testing.T) {
 	from := source(t)
-	modes := []hostdir.CacheMode{hostdir.CacheAuto, hostdir.CacheNone, hostdir.CacheAlways}
-	if race { // the half minute of the others finds no other races
-		modes = modes[:1]
-	}
-	for _, cache := range modes {
+	for _, cache := range []hostdir.CacheMode{hostdir.CacheAuto, hostdir.CacheNone, hostdir.CacheAlways} {
 		t.Run(cache.String(), func(t *testing.T) {
 			host := t.TempDir()
 			at, f := mount(t, hostdir.Options{Dir: host, Cache: cache, Xattr: true, Locks: hostdir.LocksHost})
