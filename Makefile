@@ -90,7 +90,7 @@ demo: build rig ## boot a stock kernel to the built-in guest's report
 	bin/nested -timeout 3m -- bin/vole run --timeout 2m --kernel @kernel --append quiet
 
 # `make test` takes some 15 minutes on 2 cores once its packages are there; the bounds
-# of its parts, which are 2, 7, 1 and 20 minutes, end what takes far longer: an
+# of its parts, which are 2, 10, 1 and 20 minutes, end what takes far longer: an
 # emulated host that locks up costs minutes, and its tests run again. Go's
 # -timeout is for one package, and shorter, so that it can show what hangs.
 within = timeout --verbose --foreground -k 10s $(1)
@@ -100,7 +100,7 @@ test: export VOLE_BIN := $(CURDIR)/bin/vole
 test: need-gcc build rig deps ## everything that CI runs: lint, units, payloads on /dev/kvm, guests
 	@$(call within,2m) $(MAKE) --no-print-directory lint
 	@echo "== units and payloads$(if $(REQUIRE_KVM), on /dev/kvm,: no /dev/kvm that can be opened)"
-	@eval "$$(bin/nested -unit-env)"; $(REQUIRE_KVM) $(call within,7m) $(GOTEST) $(RACE) -timeout 5m ./...
+	@eval "$$(bin/nested -unit-env)"; $(REQUIRE_KVM) $(call within,10m) $(GOTEST) $(RACE) -timeout 5m ./...
 	@echo "== allocations, which the race detector changes"
 	@CGO_ENABLED=0 $(call within,1m) $(GOTEST) -run '^TestNoAllocations$$' ./virtio/block ./virtio/net ./virtio/vsock ./virtio/console ./virtio/fs
 	@echo "== guests"
