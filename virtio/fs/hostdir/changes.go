@@ -214,7 +214,7 @@ func (f *FS) follow(p place, st *unix.Statx_t, k key, unborn bool) *inode {
 	in := f.names[p]
 	if in == nil || in.mode != unix.S_IFREG || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 ||
 		in.key.rw || k.rw || in.place != p || len(in.more) > 0 ||
-		in.open != nil || in.pins > 0 || len(in.owners) > 0 || in.unborn != unborn {
+		in.open != nil || in.fd >= 0 || in.pins > 0 || len(in.owners) > 0 || in.unborn != unborn {
 		return nil
 	}
 	if f.keys[in.key] == in {

@@ -51,7 +51,9 @@
 // and must then be the same one, else the request fails with ESTALE, upon which
 // the guest's kernel looks the name up anew. This needs no privilege, and
 // 100,000 files can be touched with a handful of descriptors. A file that was
-// deleted while it was open lives on in the handles.
+// deleted while it was open lives on in the handles; one whose name the guest takes
+// away while it is not has a descriptor as directories do, until the guest forgets
+// it: a process there may be between looking it up and opening it.
 //
 // # What is left out
 //

@@ -268,7 +268,7 @@ func (f *FS) String() string { return "hostdir:" + f.dir }
 // Stats are the sizes of the tables.
 type Stats struct {
 	Inodes  int // nodes that the guest or another node knows, the root included
-	Open    int // O_PATH descriptors of directories
+	Open    int // O_PATH descriptors: of directories, and of files whose name was taken away
 	Handles int // open files and directories, and owners of record locks
 }
 

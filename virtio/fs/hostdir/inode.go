@@ -43,7 +43,7 @@ type inode struct {
 	kids    int    // places of other nodes
 	place          // the last seen
 	more    []place
-	fd      int // O_PATH, of directories, or -1
+	fd      int // O_PATH, of directories and of files whose name was taken away, or -1
 	open    *handle
 	seen    version // of the content that the guest's page cache may hold
 	owners  map[uint64]*lockOwner

@@ -85,8 +85,8 @@ type Limits struct {
 	// parents: 1,048,576 (of some 300 bytes each). With all of them in use a
 	// lookup of another file fails with ENFILE.
 	MaxInodes int
-	// MaxOpen bounds the O_PATH descriptors kept for directories: 1,024. They
-	// are only a cache.
+	// MaxOpen bounds the O_PATH descriptors kept: 1,024. Those of directories are only
+	// a cache; a file whose name the guest took away is gone with its own.
 	MaxOpen int
 	// MaxHandles bounds open files, open directories and owners of record
 	// locks together: 65,536. One more fails with ENFILE.

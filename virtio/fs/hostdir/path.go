@@ -49,8 +49,8 @@ func (f *FS) holdAs(in *inode, still bool) (int, error) {
 	return f.keep(in, fd), nil
 }
 
-// keep gives a descriptor to a directory, pinned by the caller, and returns the
-// one that it has from then on.
+// keep gives a descriptor to a node, pinned by the caller, and returns the one that
+// it has from then on.
 func (f *FS) keep(in *inode, fd int) int {
 	f.mu.Lock()
 	if in.fd >= 0 { // another request was faster
@@ -168,7 +168,7 @@ func stale(err error) error {
 // grip is a hold on the very file of a node for the time of a request.
 type grip struct {
 	fd   int
-	st   unix.Statx_t // if open
+	st   unix.Statx_t // if own
 	open *handle      // fd is its
 	own  bool         // fd is closed with the grip
 }
@@ -195,6 +195,11 @@ func (f *FS) tryGrip(in *inode, still bool) (grip, error) {
 		h.refs.Add(1)
 		f.mu.Unlock()
 		return grip{fd: h.fd, open: h}, nil
+	}
+	if fd := in.fd; fd >= 0 {
+		f.lru.touch(in)
+		f.mu.Unlock()
+		return grip{fd: fd}, nil
 	}
 	f.mu.Unlock()
 	g := grip{fd: -1}
@@ -280,6 +285,11 @@ func (f *FS) tryStat(in *inode, st *unix.Statx_t, still bool) error {
 		f.mu.Unlock()
 		defer f.unref(h)
 		return statFD(h.fd, st)
+	}
+	if fd := in.fd; fd >= 0 {
+		f.lru.touch(in)
+		f.mu.Unlock()
+		return statFD(fd, st)
 	}
 	f.mu.Unlock()
 	return f.eachPlace(in, still, func(dir int, name string) error {

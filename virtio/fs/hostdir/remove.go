@@ -31,7 +31,35 @@ func (f *FS) remove(header *fuse.InHeader, name string, flags int) fuse.Status {
 	if err := f.movable(fd, name); err != nil {
 		return status(err)
 	}
+	if flags == 0 {
+		f.keepFile(dir, fd, name)
+	}
 	return status(again(func() error { return unix.Unlinkat(fd, name, flags) }))
+}
+
+// keepFile gives the file whose name is about to be taken away a descriptor, if the
+// guest knows it: a process there that has just looked the name up goes on to open
+// it, or to read the link, as it may with any file system. It lasts until the guest
+// forgets the node, which it does at once if nobody is at work with it. dir is pinned
+// by the caller, and fd is its descriptor.
+func (f *FS) keepFile(dir *inode, fd int, name string) {
+	file, err := f.openPath(fd, name, 0)
+	if err != nil {
+		return
+	}
+	var st unix.Statx_t
+	err = statFD(file, &st)
+	f.mu.Lock()
+	in := f.keys[keyOf(&st, dir.key.rw)]
+	if err != nil || in == nil || in.dir() || in.lookups == 0 || !in.sameBirth(&st) {
+		f.mu.Unlock()
+		_ = unix.Close(file)
+		return
+	}
+	f.pin(in)
+	f.mu.Unlock()
+	f.keep(in, file)
+	f.unpin(in)
 }
 
 // movable fails for a name of what is hidden wherever it is.
@@ -85,6 +113,9 @@ func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName strin
 	}
 	f.renames.Lock()
 	defer f.renames.Unlock()
+	if in.Flags == 0 {
+		f.keepFile(to, fd2, newName)
+	}
 	err = again(func() error { return unix.Renameat2(fd1, oldName, fd2, newName, uint(in.Flags)) })
 	if err != nil {
 		return status(err)

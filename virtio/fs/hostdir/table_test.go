@@ -382,44 +382,6 @@ func TestNumbersUsedAgain(t *testing.T) {
 	t.Log("this file system uses no number twice")
 }
 
-func TestDeletedButOpen(t *testing.T) {
-	c := share(t, hostdir.Options{Xattr: true})
-	out, st := c.create(root, "file", unix.O_RDWR, 0o640)
-	require.Equal(t, fuse.OK, st)
-	node, fh := out.NodeId, out.Fh
-	require.Equal(t, fuse.OK, c.unlink(root, "file"))
-	_, st = c.write(node, fh, 0, "text", 0)
-	require.Equal(t, fuse.OK, st)
-	at, st := c.getattr(node)
-	require.Equal(t, fuse.OK, st)
-	assert.Zero(t, at.Nlink)
-	at, st = c.setattr(fuse.SetAttrInCommon{InHeader: c.header(node), Valid: fuse.FATTR_MODE | fuse.FATTR_SIZE, Mode: 0o600, Size: 2})
-	require.Equal(t, fuse.OK, st)
-	assert.EqualValues(t, unix.S_IFREG|0o600, at.Mode)
-	second := c.opened(node, unix.O_RDONLY)
-	c.release(node, fh)
-	text, st := c.read(node, second, 0, 10)
-	require.Equal(t, fuse.OK, st)
-	assert.Equal(t, "te", text)
-	c.release(node, second)
-	_, st = c.getattr(node)
-	assert.Equal(t, estale, st)
-
-	// Of no name at all, until it gets one.
-	var tmp fuse.CreateOut
-	st = c.fs.Tmpfile(nil, &fuse.CreateIn{InHeader: c.header(root), Flags: unix.O_RDWR, Mode: unix.S_IFREG | 0o600}, &tmp)
-	if st == enotsup {
-		t.Skip("this file system has no nameless files")
-	}
-	require.Equal(t, fuse.OK, st)
-	_, st = c.write(tmp.NodeId, tmp.Fh, 0, "tmp", 0)
-	require.Equal(t, fuse.OK, st)
-	linked, st := c.link(tmp.NodeId, root, "named")
-	require.Equal(t, fuse.OK, st)
-	assert.Equal(t, tmp.NodeId, linked.NodeId)
-	assert.Equal(t, "tmp", c.text("named"))
-}
-
 func TestDirectories(t *testing.T) {
 	const many = 800
 	c := share(t, hostdir.Options{})
