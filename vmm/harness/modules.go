@@ -2,6 +2,7 @@ package harness
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 
 	"github.com/vole-vmm/vole/boot/initramfs"
@@ -49,6 +50,15 @@ func needs(t vmm.Transport, devices []virtio.Device, overlay bool, more []string
 	return list
 }
 
+// lacks says whether one of the modules is not in a directory.
+func lacks(dir string, names []string) bool {
+	d, err := initramfs.OpenModules(dir)
+	if err == nil {
+		_, err = d.Select(initramfs.SelectOptions{}, names...)
+	}
+	return errors.Is(err, initramfs.ErrNoModule)
+}
+
 // modules finds the modules for the guest. dir is "" and the archive nil if there is no
 // directory of them, which says what is missing by its error then.
 func (o *Options) modules(devices []virtio.Device) (archive *initramfs.ModuleArchive, dir string, missing error, err error) {
@@ -69,8 +79,12 @@ func (o *Options) modules(devices []virtio.Device) (archive *initramfs.ModuleArc
 		return nil, "", nil, err
 	}
 	cache := initramfs.Cache{Dir: o.ModulesCache}
-	archive, err = cache.Modules(dir, initramfs.SelectOptions{}, needs(o.Machine.Transport, devices, !o.Root.None, o.Modules)...)
+	list := func(more []string) []string { return needs(o.Machine.Transport, devices, !o.Root.None, more) }
+	archive, err = cache.Modules(dir, initramfs.SelectOptions{}, list(o.Modules)...)
 	if err != nil {
+		if errors.Is(err, initramfs.ErrNoModule) && lacks(dir, list(nil)) {
+			err = fmt.Errorf("%w: %w", ErrNoDriver, err)
+		}
 		return nil, "", nil, &refusal{err}
 	}
 	return archive, dir, nil, nil

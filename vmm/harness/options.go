@@ -36,6 +36,11 @@ func ReservedTag(tag string) bool { return tag == RootTag || strings.HasPrefix(t
 // ErrOptions is wrapped by errors about Options that no machine can be made of.
 var ErrOptions = errors.New("harness: bad options")
 
+// ErrNoDriver is wrapped by errors about a kernel that can't be used for a Machine: it
+// has no driver, built in or as a module, for a device that the guest is given, as one
+// without virtio. They wrap ErrOptions, too.
+var ErrNoDriver = errors.New("the guest's kernel lacks a driver that it needs")
+
 // refusal is an error about Options, which says itself what it is about.
 type refusal struct{ err error }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/vole-vmm/vole/boot/kernel"
 	"github.com/vole-vmm/vole/testdata/nested"
 )
 
@@ -61,6 +62,8 @@ func TestExecFailures(t *testing.T) {
 			command: sh(forceUnload + "exit 5"), want: 5, says: "warning: the guest's kernel oopsed: BUG: unable to handle page fault"},
 		{name: "hang before init", flags: []string{"--boot-timeout", "15s", "-a", "rdinit=/none root=/dev/none rootwait loglevel=7"}, command: []string{"true"},
 			bound: 15 * time.Second, want: 124, says: "the guest has not come up within 15s", console: "Waiting for root device"},
+		{name: "init missing", flags: []string{"-a", "rdinit=/none"}, command: []string{"true"}, want: 121,
+			says: "the guest's kernel panicked: VFS: Unable to mount root fs", console: "Kernel panic"},
 		{name: "silence", suite: nested.SuiteMatrix, flags: []string{"--hang", "3s"}, command: []string{"sleep", "1000"}, bound: 3 * time.Second, want: 124,
 			says: "nothing has come of the guest for 3s"},
 		{name: "timeout", flags: []string{"--timeout", "30s"}, command: []string{"sleep", "1000"}, bound: 30 * time.Second, want: 124,
@@ -130,11 +133,35 @@ func checkReason(t testing.TB, r result, says, console string) {
 func TestExecNoModules(t *testing.T) {
 	nested.RequireSuite(t, nested.SuiteMatrix)
 	t.Parallel()
-	kernel := vmlinux(t)
-	e := execKernel(t, kernel, t.TempDir(), []string{"--boot-timeout", "30s"}, "true")
+	e := execKernel(t, vmlinux(t), t.TempDir(), []string{"--boot-timeout", "30s"}, "true")
 	r := e.result(t)
 	assert.Contains(t, []int{120, 121, 124}, r.code, r.stderr)
 	checkReason(t, r, "no modules", "")
+}
+
+// TestExecNoVirtio: of a kernel without drivers nothing is started.
+func TestExecNoVirtio(t *testing.T) {
+	t.Parallel()
+	image := asset(t, nested.KernelDefault)
+	modules, err := kernel.ModulesFor(image)
+	require.NoError(t, err)
+	home := t.TempDir()
+	without := filepath.Join(home, "lib/modules", filepath.Base(modules))
+	for _, dir := range []string{filepath.Join(home, "boot"), filepath.Join(without, "kernel")} {
+		require.NoError(t, os.MkdirAll(dir, 0o755))
+	}
+	for from, to := range map[string]string{image: filepath.Join(home, "boot", filepath.Base(image)), filepath.Join(modules, "modules.builtin"): filepath.Join(without, "modules.builtin")} {
+		b, err := os.ReadFile(from)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(to, b, 0o644))
+	}
+	for transport, driver := range map[string]string{"pci": "virtio_pci", "mmio": "virtio_mmio"} {
+		e := execKernel(t, filepath.Join(home, "boot", filepath.Base(image)), t.TempDir(), []string{"--transport", transport}, "true")
+		r := e.result(t)
+		assert.Equal(t, 125, r.code, r.stderr)
+		checkReason(t, r, "the guest's kernel lacks a driver that it needs: ", "")
+		assert.Contains(t, r.stderr, "no such module: "+driver+"\n")
+	}
 }
 
 // TestExecNoSpace: a host without space costs warnings, and not the command's result.
@@ -148,9 +175,9 @@ func TestExecNoSpace(t *testing.T) {
 	require.NoError(t, unix.Mount("tmpfs", full, "tmpfs", 0, "size=64k"))
 	t.Cleanup(func() { assert.NoError(t, unix.Unmount(full, unix.MNT_DETACH)) })
 	require.NoError(t, os.WriteFile(filepath.Join(full, "ballast"), make([]byte, 56<<10), 0o644))
-	kernel := asset(t, nested.KernelDefault)
+	image := asset(t, nested.KernelDefault)
 	log := filepath.Join(full, "console")
-	e := execKernel(t, kernel, filepath.Join(full, "cache"), []string{"--console-log", log, "--append", "loglevel=7", "--rw", full},
+	e := execKernel(t, image, filepath.Join(full, "cache"), []string{"--console-log", log, "--append", "loglevel=7", "--rw", full},
 		"sh", "-c", `echo from the guest; dd if=/dev/zero of="$1" bs=64k count=2 || exit 6`, "sh", filepath.Join(full, "file"))
 	r := e.result(t)
 	assert.Equal(t, 6, r.code, r.stderr)

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vole-vmm/vole/testdata/nested"
+	"github.com/vole-vmm/vole/testdata/nested/qemuexec"
 )
 
 // gitBenchScript times `git status` right after the share was mounted, and once more.
@@ -159,14 +160,11 @@ func onQEMU(share string) func(ctx context.Context, g gitBench) (map[string]floa
 				"-device", "virtio-9p-pci,fsdev=data,mount_tag=data")
 		} else {
 			socket := filepath.Join(g.dir, "fs")
-			stop, err := startVirtiofsd(ctx, socket, g.tree)
+			stop, err := qemuexec.StartVirtiofsd(ctx, socket, g.tree)
 			if err != nil {
 				return nil, "", err
 			}
-			defer func() {
-				stop()
-				os.Remove(socket)
-			}()
+			defer stop()
 			args = append(args, "-object", "memory-backend-memfd,id=mem,share=on,size="+gitBenchMemory, "-numa", "node,memdev=mem",
 				"-chardev", "socket,id=fs,path="+socket, "-device", "vhost-user-fs-pci,chardev=fs,tag=data")
 		}

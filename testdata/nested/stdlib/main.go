@@ -1,10 +1,10 @@
 // Command stdlib runs tests of Go's standard library by `vole exec` and says which of
 // them fail there and not elsewhere: it prints docs/exec-stdlib.md.
 //
-// Each package's tests run three times: on this machine; in the emulated host, by
-// themselves; and in a guest in it, by `vole exec`. What fails in the guest alone is
-// vole's, or that of a machine like the guest. The emulated host has busybox and a
-// few files of this machine in /etc, and no Go.
+// Each package's tests run four times: on this machine; in the emulated host, by
+// themselves; in a guest in it, by `vole exec`; and in one of QEMU there, as vimto and
+// virtme-ng run it. What fails in vole's guest alone is vole's. The emulated host has
+// busybox and a few files of this machine in /etc, and no Go.
 package main
 
 import (
@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/vole-vmm/vole/testdata/nested"
+	"github.com/vole-vmm/vole/testdata/nested/qemuexec"
 )
 
 var packages = []string{"os", "os/exec", "net", "syscall", "io/fs", "path/filepath"}
@@ -50,11 +51,15 @@ func main() {
 	dir := flag.String("dir", "", "a directory for test binaries and their output, which is kept (default: one that is not)")
 	kernel := flag.String("kernel", nested.KernelCloud612, "the guest's kernel, as an asset")
 	only := flag.Bool("report", false, "run nothing: print the page of what is in -dir")
+	src := flag.String("inside", "", "run the tests of these sources: this is the emulated host, and -kernel a path")
 	flag.Parse()
 	err := error(nil)
-	if *only {
+	switch {
+	case *src != "":
+		err = insideAll(*dir, *src, *kernel)
+	case *only:
 		err = report(filepath.Join(*dir, "out"), *kernel)
-	} else {
+	default:
 		err = run(*dir, *kernel)
 	}
 	if err != nil {
@@ -116,57 +121,128 @@ var testFlags = []string{"-test.v", "-test.short", "-test.paniconexit0", "-test.
 
 // here runs a package's tests on this machine. That some fail is no error.
 func here(dir, src, pkg string) error {
-	f, err := os.Create(filepath.Join(dir, "out", fileName(pkg)+".here"))
+	return runTests(filepath.Join(dir, "out", fileName(pkg)+".here"), filepath.Join(src, pkg), []string{filepath.Join(dir, fileName(pkg)+".test")})
+}
+
+func runTests(out, cwd string, args []string) error {
+	f, err := os.Create(out)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), bound)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(dir, fileName(pkg)+".test"), testFlags...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = filepath.Join(src, pkg), f, f
-	_ = cmd.Run()
+	args = append(args, testFlags...)
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = cwd, f, f
+	cmd.WaitDelay = time.Minute
+	if err := cmd.Run(); cmd.Process == nil {
+		return err
+	}
 	return nil
 }
 
-// script runs in the emulated host: busybox, vole, the kernel, the directory of the
-// binaries, that of the sources, the bound in seconds, the flags, the packages.
-const script = `
-B=$1 V=$2 K=$3 D=$4 S=$5 T=$6 F=$7; shift 7
-mkdir -p /bin /tmp; for a in $($B --list); do ln -s $B /bin/$a; done
-chmod 1777 /tmp
-export PATH=/bin:/usr/bin HOME=/root VOLE_CACHE=/tmp/cache
-$V exec -k $K -- true
-for p in "$@"; do
-	n=$(echo $p | tr / _); cd $S/$p
-	echo "in the emulated host: $p"; timeout $T $D/$n.test $F >$D/out/$n.host 2>&1
-	echo "in a guest: $p"; timeout $T $V exec -k $K -m 1G -c 2 --boot-timeout 5m -- $D/$n.test $F >$D/out/$n.guest 2>&1; echo "exit $?" >>$D/out/$n.guest
-done`
+// inside runs a package's tests in the emulated host, without and with a guest.
+func inside(dir, src, image, pkg string) error {
+	vole, err := nested.Asset(nested.AssetVole)
+	if err != nil {
+		return err
+	}
+	test := filepath.Join(dir, fileName(pkg)+".test")
+	for _, way := range []struct {
+		kind string
+		args []string
+	}{
+		{"host", []string{test}},
+		{"guest", []string{vole, "exec", "-k", image, "-m", "1G", "-c", "2", "--boot-timeout", "5m", "--", test}},
+	} {
+		fmt.Printf("%s: %s\n", way.kind, pkg)
+		if err := runTests(filepath.Join(dir, "out", fileName(pkg)+"."+way.kind), filepath.Join(src, pkg), way.args); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("qemu: %s\n", pkg)
+	return inQEMU(dir, filepath.Join(src, pkg), image, pkg)
+}
+
+// inQEMU runs them in a guest of QEMU.
+func inQEMU(dir, cwd, image, pkg string) error {
+	scratch, err := os.MkdirTemp("", "qemu")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(scratch)
+	busybox, err := nested.Asset(nested.AssetBusybox)
+	if err != nil {
+		return err
+	}
+	q := qemuexec.QEMU{Machine: "q35", Share: qemuexec.Virtiofsd, Kernel: image, Initrd: filepath.Join(scratch, "initrd"), Memory: "1G", CPUs: 2, Scratch: scratch}
+	if err := qemuexec.WriteInitrd(q.Initrd, image, busybox, q.Share); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), bound)
+	defer cancel()
+	r, err := q.Run(ctx, qemuexec.Command{Args: append([]string{filepath.Join(dir, fileName(pkg)+".test")}, testFlags...), Dir: cwd})
+	if err != nil {
+		r.Output = fmt.Appendf(r.Output, "\nstdlib: %v\n", err) // what has not ended is missing
+	}
+	return os.WriteFile(filepath.Join(dir, "out", fileName(pkg)+".qemu"), r.Output, 0o644)
+}
+
+// insideAll is what the emulated host runs: its user's surroundings, and the packages.
+func insideAll(dir, src, image string) error {
+	busybox, err := nested.Asset(nested.AssetBusybox)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll("/bin", 0o755); err != nil {
+		return err
+	}
+	if out, err := exec.Command(busybox, "--install", "-s", "/bin").CombinedOutput(); err != nil {
+		return fmt.Errorf("busybox --install: %w: %s", err, out)
+	}
+	if err := os.MkdirAll("/tmp", 0o1777); err != nil {
+		return err
+	}
+	if err := os.Chmod("/tmp", 0o777|os.ModeSticky); err != nil {
+		return err
+	}
+	for name, value := range map[string]string{"PATH": "/bin:/usr/bin", "HOME": "/root", "VOLE_CACHE": "/tmp/cache"} {
+		if err := os.Setenv(name, value); err != nil {
+			return err
+		}
+	}
+	for _, pkg := range packages {
+		if err := inside(dir, src, image, pkg); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // there runs all of them in an emulated host, without and with a guest.
 func there(dir, src, kernel string) error {
-	vole := os.Getenv("VOLE_BIN")
-	if vole == "" {
+	if os.Getenv("VOLE_BIN") == "" {
 		return fmt.Errorf("VOLE_BIN is not set: `make build` makes bin/vole")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
 	}
 	image, err := nested.Asset(kernel)
 	if err != nil {
 		return err
 	}
-	busybox, err := nested.Asset(nested.AssetBusybox)
-	if err != nil {
-		return err
-	}
 	out := filepath.Join(dir, "out")
 	c := nested.Command{
-		Args:   append([]string{busybox, "sh", "-c", script, "sh", busybox, vole, image, dir, src, fmt.Sprint(int(bound.Seconds())), strings.Join(testFlags, " ")}, packages...),
-		Assets: []string{nested.AssetVole, nested.AssetBusybox, nested.AssetDrivers, kernel},
+		Args:   []string{self, "-dir", dir, "-inside", src, "-kernel", image},
+		Assets: []string{nested.AssetVole, nested.AssetBusybox, nested.AssetDrivers, nested.AssetQEMU, kernel},
 		Stdout: os.Stderr, Stderr: os.Stderr,
 		Note: func(s string) { fmt.Fprintln(os.Stderr, "stdlib:", s) },
 	}
 	for _, pkg := range packages {
 		c.Files = append(c.Files, filepath.Join(dir, fileName(pkg)+".test"))
-		for _, kind := range []string{"host", "guest"} {
+		for _, kind := range []string{"host", "guest", "qemu"} {
 			c.Out = append(c.Out, filepath.Join(out, fileName(pkg)+"."+kind))
 		}
 	}
@@ -180,7 +256,10 @@ func there(dir, src, kernel string) error {
 	}
 	// Its output directory is made by what comes first into it.
 	c.Files = append(c.Files, filepath.Join(out, fileName(packages[0])+".here"))
-	_, err = c.Run(context.Background())
+	r, err := c.Run(context.Background())
+	if err == nil && r.Code != 0 {
+		err = fmt.Errorf("code %d in the emulated host", r.Code)
+	}
 	return err
 }
 
@@ -208,13 +287,14 @@ func report(out, kernel string) error {
 	fmt.Printf("# Go's standard library under `vole exec`\n\n"+
 		"Made by `go run ./testdata/nested/stdlib` with %s and a guest of %s (2 vCPUs, 1 GiB, user root).\n"+
 		"Each package's tests (`-test.short`) ran on a machine, in the emulated host ([testing.md](testing.md)), which has\n"+
-		"busybox and no Go, and by `vole exec` in that. Numbers are tests with their subtests.\n\n"+
-		"| package | here: passed, failed, skipped | emulated host | guest |\n| --- | --- | --- | --- |\n", runtime.Version(), strings.TrimPrefix(kernel, "kernel-"))
+		"busybox and no Go, by `vole exec` in that, and in a guest of QEMU there as vimto and virtme-ng run it: q35, the\n"+
+		"root by virtiofsd, an overlay over it. Numbers are tests with their subtests.\n\n"+
+		"| package | here: passed, failed, skipped | emulated host | `vole exec` | QEMU |\n| --- | --- | --- | --- | --- |\n", runtime.Version(), strings.TrimPrefix(kernel, "kernel-"))
 	var rows []string
 	for _, pkg := range packages {
 		line := "| " + pkg
 		all := map[string]map[string]string{}
-		for _, kind := range []string{"here", "host", "guest"} {
+		for _, kind := range []string{"here", "host", "guest", "qemu"} {
 			ends, err := results(filepath.Join(out, fileName(pkg)+"."+kind))
 			if err != nil {
 				return err
@@ -236,7 +316,7 @@ func report(out, kernel string) error {
 			}
 		}
 		for name := range all["here"] {
-			if all["host"][name] != "" && all["guest"][name] == "" {
+			if all["host"][name] != "" && (all["guest"][name] == "" || all["qemu"][name] == "") {
 				names[name] = true // it has not ended
 			}
 		}
@@ -246,15 +326,15 @@ func report(out, kernel string) error {
 		}
 		slices.Sort(list)
 		for _, name := range list {
-			rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s | %s | %s |", pkg, name,
-				word(all["here"][name]), word(all["host"][name]), word(all["guest"][name]), cmp.Or(reasons[pkg+"."+name], "?")))
+			rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s |", pkg, name,
+				word(all["here"][name]), word(all["host"][name]), word(all["guest"][name]), word(all["qemu"][name]), cmp.Or(reasons[pkg+"."+name], "?")))
 		}
 	}
 	if len(rows) == 0 {
 		fmt.Printf("\nNone failed anywhere.\n")
 		return nil
 	}
-	fmt.Printf("\nTests that failed anywhere:\n\n| package | test | here | emulated host | guest | reason |\n| --- | --- | --- | --- | --- | --- |\n%s\n", strings.Join(rows, "\n"))
+	fmt.Printf("\nTests that failed anywhere:\n\n| package | test | here | emulated host | `vole exec` | QEMU | reason |\n| --- | --- | --- | --- | --- | --- | --- |\n%s\n", strings.Join(rows, "\n"))
 	return nil
 }
 
