@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"net"
 	"path/filepath"
@@ -120,27 +119,4 @@ func TestExecEnding(t *testing.T) {
 			assert.Equal(t, c.warns, stderr.String())
 		})
 	}
-}
-
-// TestExecEarlySignals: a few wait until the guest is up.
-func TestExecEarlySignals(t *testing.T) {
-	var e earlySignals
-	var got []syscall.Signal
-	to := func(s syscall.Signal) error {
-		got = append(got, s)
-		return nil
-	}
-	refuse := func(syscall.Signal) error { return errors.New("no guest") }
-	e.pass(syscall.SIGUSR1, refuse)
-	for range 2 * maxEarly {
-		e.pass(syscall.SIGUSR2, refuse)
-	}
-	assert.Empty(t, got)
-	e.send(to)
-	require.Len(t, got, maxEarly)
-	assert.Equal(t, []syscall.Signal{syscall.SIGUSR1, syscall.SIGUSR2}, got[:2])
-	e.pass(syscall.SIGUSR1, to)
-	assert.Len(t, got, maxEarly+1)
-	e.send(to)
-	assert.Len(t, got, maxEarly+1)
 }

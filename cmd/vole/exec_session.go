@@ -30,7 +30,7 @@ type execSession struct {
 	guest *harness.Machine
 	cmd   *remote.Cmd
 	files execFiles
-	early earlySignals
+	early harness.EarlySignals
 
 	signals chan os.Signal // from the start on
 }
@@ -163,7 +163,7 @@ func (s *execSession) greet(ctx context.Context, m *harness.Machine) (join func(
 			return
 		}
 		s.resize() // the window may have changed during the boot
-		s.early.send(s.cmd.Signal)
+		s.early.Send(s.cmd.Signal)
 		if hello.Lacks != "" {
 			return // the command fails with it
 		}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"sync"
 	"syscall"
 
 	"github.com/vole-vmm/vole/vmm/harness"
@@ -48,7 +47,7 @@ func (s *execSession) watchSignals(m *harness.Machine) *signals {
 			case syscall.SIGWINCH:
 				s.resize()
 			case syscall.SIGUSR1, syscall.SIGUSR2:
-				s.early.pass(sig.(syscall.Signal), s.cmd.Signal)
+				s.early.Pass(sig.(syscall.Signal), s.cmd.Signal)
 			default:
 				number := sig.(syscall.Signal)
 				count++
@@ -71,40 +70,8 @@ func (s *execSession) watchSignals(m *harness.Machine) *signals {
 // catchEarly has the signals noted that would do nothing at all before watchSignals: the
 // runtime of Go drops them. Others end this process, rightly so.
 func (s *execSession) catchEarly() {
-	s.signals = make(chan os.Signal, maxEarly)
+	s.signals = make(chan os.Signal, harness.MaxEarlySignals)
 	signal.Notify(s.signals, syscall.SIGUSR1, syscall.SIGUSR2)
-}
-
-// maxEarly is how many signals wait for the guest.
-const maxEarly = 16
-
-// earlySignals are those that wait for the guest to come up.
-type earlySignals struct {
-	mu      sync.Mutex
-	up      bool
-	pending []syscall.Signal
-}
-
-// pass sends a signal on, at once or when the guest is up.
-func (e *earlySignals) pass(sig syscall.Signal, to func(syscall.Signal) error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.up {
-		_ = to(sig)
-	} else if len(e.pending) < maxEarly {
-		e.pending = append(e.pending, sig)
-	}
-}
-
-// send is called when the guest is up.
-func (e *earlySignals) send(to func(syscall.Signal) error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.up = true
-	for _, sig := range e.pending {
-		_ = to(sig)
-	}
-	e.pending = nil
 }
 
 // resize tells the command the size of its terminal's window.

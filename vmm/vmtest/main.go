@@ -78,6 +78,7 @@ type mainRun struct {
 	args   []string
 	stderr io.Writer
 	cmd    *remote.Cmd
+	early  harness.EarlySignals
 	cancel context.CancelCauseFunc
 }
 
@@ -217,6 +218,7 @@ func (r *mainRun) once() (code int, fill bool, err error) {
 		}
 		return 0, false, err
 	}
+	defer r.greet(ctx, m)()
 	defer context.AfterFunc(ctx, func() { m.Guest().Fail(context.Cause(ctx)) })()
 	err = r.cmd.Wait()
 	if hello, _ := m.Guest().Hello(); hello.Lacks == "" { // the tests fail with that

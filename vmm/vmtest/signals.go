@@ -1,6 +1,7 @@
 package vmtest
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/signal"
@@ -38,8 +39,8 @@ func dumpBound(timeout string) time.Duration {
 	return min(max(d/10-time.Second, minDump), maxDump)
 }
 
-// watchSignals passes signals on to the tests until stop is called. Before the guest has
-// come up, and the third time, they end it. SIGQUIT, by which `go test` ends a test that
+// watchSignals passes signals on to the tests until stop is called. SIGUSR1 and SIGUSR2
+// wait for the guest to come up. Before that, and the third time, the others end it. SIGQUIT, by which `go test` ends a test that
 // takes too long, ends it as well if the tests do not end in time.
 func (r *mainRun) watchSignals(m *harness.Machine) (stop func()) {
 	ch := make(chan os.Signal, 8)
@@ -63,10 +64,11 @@ func (r *mainRun) watchSignals(m *harness.Machine) (stop func()) {
 				late = nil
 			case sig := <-ch:
 				number := sig.(syscall.Signal)
-				err := r.cmd.Signal(number)
 				if number == syscall.SIGUSR1 || number == syscall.SIGUSR2 {
+					r.early.Pass(number, r.cmd.Signal)
 					continue
 				}
+				err := r.cmd.Signal(number)
 				if number == syscall.SIGQUIT && late == nil {
 					late = time.After(dumpBound(gotest.Flags(r.args)["timeout"]))
 				}
@@ -88,6 +90,19 @@ func (r *mainRun) watchSignals(m *harness.Machine) (stop func()) {
 		close(done)
 		<-joined
 	}
+}
+
+// greet has the signals sent that wait for the guest to be up. What it returns joins that.
+func (r *mainRun) greet(ctx context.Context, m *harness.Machine) (join func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if _, err := m.Guest().Ready(ctx); err == nil {
+			r.early.Send(r.cmd.Signal)
+		}
+	}()
+	return func() { cancel(); <-done }
 }
 
 // allStacks are the stacks of all goroutines here.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -116,4 +117,54 @@ func TestExecGoTest(t *testing.T) {
 		assert.Contains(t, res.stderr, "SIGQUIT: quit\n")
 		assert.Contains(t, res.stderr, "testee.forever")
 	})
+}
+
+// TestExecGoTestWhole: Go itself tests several packages at once by "vole exec", none of
+// which finds anything in vole's cache; what it wants to have back it gets, and a test
+// that fails fails.
+func TestExecGoTestWhole(t *testing.T) {
+	nested.RequireSuite(t, nested.SuiteMatrix)
+	t.Parallel()
+	tools(t)
+	work := t.TempDir()
+	s, cache := staged(t, work)
+	volesCache := filepath.Join(work, "vole")
+	profile := filepath.Join(work, "profile")
+	program := fmt.Sprintf("%s exec -k %s --", asset(t, nested.AssetVole), asset(t, nested.KernelDefault))
+	gotest := func(flags, packages []string, env ...string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), filepath.Join(s.GOROOT, "bin", "go"),
+			slices.Concat(testFlags, []string{"-exec", program, "-p", "4"}, flags, packages)...)
+		cmd.Dir = s.Root
+		cmd.Env = append(append(append(os.Environ(), "VOLE_CACHE="+volesCache, "PATH="+programs, "HOME="+work), s.env(cache)...), env...)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	begin := time.Now()
+	out, err := gotest([]string{"-coverprofile", profile}, testedPackages)
+	t.Logf("%v", time.Since(begin).Round(time.Second))
+	require.NoError(t, err, out)
+	for _, pkg := range testedPackages {
+		assert.Contains(t, out, "\nok  \t"+pkg+"\t")
+	}
+	for _, want := range []string{"--- PASS: TestSum", "--- PASS: TestFiles", "--- SKIP: TestWait", "coverage: "} {
+		assert.Contains(t, out, want)
+	}
+	assert.NotContains(t, out, "vole: ", "no word of vole's")
+	b, err := os.ReadFile(profile)
+	require.NoError(t, err)
+	assert.True(t, strings.HasPrefix(string(b), "mode: set\n"), "%.100s", b)
+	for _, file := range []string{"/testee/doc.go:", "container/list/list.go:", "path/path.go:", "unicode/utf8/utf8.go:"} {
+		assert.Contains(t, string(b), file)
+	}
+	left, err := filepath.Glob(filepath.Join(os.TempDir(), "go-build*"))
+	require.NoError(t, err)
+	assert.Empty(t, left)
+
+	out, err = gotest([]string{"-run=TestFiles", "-timeout=10m"}, testedPackages[:1], "TESTEE_FAIL=1")
+	var exit *exec.ExitError
+	require.ErrorAs(t, err, &exit, out)
+	assert.Equal(t, 1, exit.ExitCode())
+	assert.Contains(t, out, "--- FAIL: TestFiles")
+	assert.Contains(t, out, "FAIL\t"+testedPackages[0]+"\t")
+	assert.Contains(t, out, "exit status 1\n")
 }

@@ -28,8 +28,8 @@ func TestMain(m *testing.M) {
 		path, err = buildTests("posix")
 		o.Files = append(o.Files, path)
 	}
-	if err == nil && !nested.Inside() && wantsBuild() {
-		files, berr := stageBuild()
+	if err == nil && !nested.Inside() && wantsGo() {
+		files, berr := stageGo()
 		o.Files, err = append(o.Files, files...), berr
 	}
 	if err != nil {

@@ -29,6 +29,9 @@ func TestFiles(t *testing.T) {
 		}
 	}
 	t.Logf("TESTEE=%s", os.Getenv("TESTEE"))
+	if os.Getenv("TESTEE_FAIL") != "" {
+		t.Error("as asked")
+	}
 }
 
 // TestWait waits for the end that somebody else puts to it.

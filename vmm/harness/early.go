@@ -1,0 +1,41 @@
+package harness
+
+import (
+	"sync"
+	"syscall"
+)
+
+// MaxEarlySignals is how many signals [EarlySignals] keeps.
+const MaxEarlySignals = 16
+
+// EarlySignals keeps signals for a command until its guest is up, as a program that is
+// just being started has them kept by its kernel. The zero value is ready for use, by
+// any number of goroutines.
+type EarlySignals struct {
+	mu      sync.Mutex
+	up      bool
+	pending []syscall.Signal
+}
+
+// Pass sends a signal by to, at once or when the guest is up. Of too many the last are
+// dropped.
+func (e *EarlySignals) Pass(sig syscall.Signal, to func(syscall.Signal) error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.up {
+		_ = to(sig)
+	} else if len(e.pending) < MaxEarlySignals {
+		e.pending = append(e.pending, sig)
+	}
+}
+
+// Send is called when the guest is up, and sends what was kept.
+func (e *EarlySignals) Send(to func(syscall.Signal) error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.up = true
+	for _, sig := range e.pending {
+		_ = to(sig)
+	}
+	e.pending = nil
+}
