@@ -115,6 +115,17 @@ func TestNamesTakenAway(t *testing.T) {
 		assert.Equal(t, estale, st)
 	})
 
+	t.Run("not taken away after all", func(t *testing.T) {
+		c := share(t, hostdir.Options{})
+		c.put("name", "text")
+		c.put("dir/file", "text")
+		dir := c.node("dir")
+		c.node("name")
+		assert.Equal(t, fuse.Status(unix.ENOTDIR), c.rename(root, "dir", root, "name", 0))
+		assert.Equal(t, fuse.Status(unix.EEXIST), c.rename(dir, "file", root, "name", unix.RENAME_NOREPLACE))
+		assert.Equal(t, 1, c.fs.Stats().Open, "the directory")
+	})
+
 	t.Run("unknown to the guest", func(t *testing.T) {
 		c := share(t, hostdir.Options{})
 		c.put("name", "text")

@@ -31,35 +31,52 @@ func (f *FS) remove(header *fuse.InHeader, name string, flags int) fuse.Status {
 	if err := f.movable(fd, name); err != nil {
 		return status(err)
 	}
-	if flags == 0 {
-		f.keepFile(dir, fd, name)
+	unlink := func() error {
+		return again(func() error { return unix.Unlinkat(fd, name, flags) })
 	}
-	return status(again(func() error { return unix.Unlinkat(fd, name, flags) }))
+	if flags != 0 {
+		return status(unlink())
+	}
+	return status(f.takeName(dir, fd, name, unlink))
 }
 
-// keepFile gives the file whose name is about to be taken away a descriptor, if the
-// guest knows it: a process there that has just looked the name up goes on to open
-// it, or to read the link, as it may with any file system. It lasts until the guest
-// forgets the node, which it does at once if nobody is at work with it. dir is pinned
-// by the caller, and fd is its descriptor.
-func (f *FS) keepFile(dir *inode, fd int, name string) {
+// takeName calls take, which takes a name away from what has it. If that is a file
+// that the guest knows, its node gets a descriptor: a process there that has just
+// looked the name up goes on to open it, or to read the link, as it may with any file
+// system. It lasts until the guest forgets the node, which it does at once if nobody is
+// at work with it. dir is pinned by the caller, and fd is its descriptor.
+func (f *FS) takeName(dir *inode, fd int, name string, take func() error) error {
+	in, file := f.knownFile(dir, fd, name)
+	if in == nil {
+		return take()
+	}
+	defer f.unpin(in)
+	if err := take(); err != nil {
+		_ = unix.Close(file)
+		return err
+	}
+	f.keep(in, file)
+	return nil
+}
+
+// knownFile opens the file that has a name, and pins its node. The node is nil if the
+// guest knows none.
+func (f *FS) knownFile(dir *inode, fd int, name string) (*inode, int) {
 	file, err := f.openPath(fd, name, 0)
 	if err != nil {
-		return
+		return nil, -1
 	}
 	var st unix.Statx_t
 	err = statFD(file, &st)
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	in := f.keys[keyOf(&st, dir.key.rw)]
 	if err != nil || in == nil || in.dir() || in.lookups == 0 || !in.sameBirth(&st) {
-		f.mu.Unlock()
 		_ = unix.Close(file)
-		return
+		return nil, -1
 	}
 	f.pin(in)
-	f.mu.Unlock()
-	f.keep(in, file)
-	f.unpin(in)
+	return in, file
 }
 
 // movable fails for a name of what is hidden wherever it is.
@@ -113,10 +130,14 @@ func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName strin
 	}
 	f.renames.Lock()
 	defer f.renames.Unlock()
-	if in.Flags == 0 {
-		f.keepFile(to, fd2, newName)
+	rename := func() error {
+		return again(func() error { return unix.Renameat2(fd1, oldName, fd2, newName, uint(in.Flags)) })
 	}
-	err = again(func() error { return unix.Renameat2(fd1, oldName, fd2, newName, uint(in.Flags)) })
+	if in.Flags == 0 {
+		err = f.takeName(to, fd2, newName, rename)
+	} else {
+		err = rename()
+	}
 	if err != nil {
 		return status(err)
 	}
