@@ -2,6 +2,8 @@ package vmm
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +28,21 @@ const (
 )
 
 var errDead = errors.New("every processor has halted with its interrupts off")
+
+// deadError is errDead, and where they have: what a kernel's debug information makes
+// lines of code of.
+func (m *Machine) deadError() error {
+	var at []string
+	for _, c := range m.vcpus {
+		if rip := c.haltRIP.Load(); rip != 0 {
+			at = append(at, fmt.Sprintf("%#x", rip))
+		}
+	}
+	if len(at) == 0 {
+		return errDead
+	}
+	return fmt.Errorf("%w (rip %s)", errDead, strings.Join(at, ", "))
+}
 
 // Bits that say that a guest's rflags may be those of a guest of its own (Intel
 // SDM volume 3, sections 2.3 and 2.5; AMD APM volume 2, section 3.1.7).
@@ -135,6 +152,7 @@ func (c *vcpu) lifeless() bool {
 	}
 	switch state {
 	case kvm.MPUninitialized, kvm.MPInitReceived:
+		c.haltRIP.Store(0)
 		return true
 	case kvm.MPHalted:
 	default:
@@ -144,6 +162,7 @@ func (c *vcpu) lifeless() bool {
 	if err != nil || r.RFLAGS&rflagsIF != 0 {
 		return false
 	}
+	c.haltRIP.Store(r.RIP)
 	s, err := c.kvm.Sregs()
 	return err == nil && s.CR4&cr4VMXE == 0 && s.EFER&eferSVME == 0
 }

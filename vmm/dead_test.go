@@ -42,6 +42,7 @@ func TestDeadGuest(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, tc.want, exit.Reason)
 			assert.ErrorIs(t, exit.Err, errDead)
+			assert.Regexp(t, `^every processor has halted with its interrupts off \(rip 0x1[0-9a-f]{5}\)$`, exit.Err.Error())
 		})
 	}
 }

@@ -304,7 +304,7 @@ func (m *Machine) supervise() {
 			m.end(Exit{Reason: Panic})
 		case <-still.timer.c():
 			if still.look() {
-				m.end(Exit{Reason: m.deathOr(TripleFault), Err: errDead})
+				m.end(Exit{Reason: m.deathOr(TripleFault), Err: m.deadError()})
 			}
 		case <-m.collector.wake:
 			m.collector.touched.Store(true)

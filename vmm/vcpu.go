@@ -19,6 +19,7 @@ type vcpu struct {
 	hits    [exitKinds]atomic.Uint64 // written by its own thread alone
 	manners manners                  // of its own thread alone
 	answer  atomic.Uint64            // to an inquiry: see dead.go
+	haltRIP atomic.Uint64            // where it was found lifeless, 0 if it never started
 }
 
 // exitKind is a class of exits to user space, as the report counts them.

@@ -387,6 +387,26 @@ func TestCacheFillCancelled(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled, "while waiting for another holder")
 }
 
+// TestCacheTryFill: who finds another at work leaves it to that one.
+func TestCacheTryFill(t *testing.T) {
+	c := newTestCache(t)
+	path := writeKernel(t, t.TempDir(), "vmlinuz", LZ4)
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close()
+	src, err := settled(t.Context(), f)
+	require.NoError(t, err)
+	require.NoError(t, src.digestFile(t.Context()))
+	require.NoError(t, makeDir(c.Dir()))
+	other, err := lockTemp(t.Context(), c.Dir(), src.digest.String()+tempSuffix)
+	require.NoError(t, err)
+	require.ErrorIs(t, c.TryFill(t.Context(), path), ErrBusy)
+	other.discard()
+	require.NoError(t, c.TryFill(t.Context(), path))
+	mustHit(t, c, path)
+	require.NoError(t, c.TryFill(t.Context(), path), "it is there")
+}
+
 func TestSourceChanged(t *testing.T) {
 	path := writeKernel(t, t.TempDir(), "vmlinuz", LZ4)
 	f, err := os.Open(path)

@@ -15,6 +15,9 @@ import (
 // ErrChanged says that a kernel file was written while it was read.
 var ErrChanged = errors.New("the file changed while it was read")
 
+// ErrBusy says that another process is extracting the same kernel.
+var ErrBusy = errors.New("another process is unpacking it already")
+
 // settle is how long ago a file must have been changed for its times to tell it
 // from a later change: file systems stamp with the clock of the last timer tick.
 const settle = 50 * time.Millisecond
@@ -34,13 +37,31 @@ func (c *Cache) Fill(path string) error {
 // an error of the file system (such as syscall.ENOSPC). After an error the
 // cache is as it was.
 func (c *Cache) FillContext(ctx context.Context, path string) error {
-	if err := c.fill(ctx, path); err != nil {
+	return c.fillWith(ctx, path, lockTemp)
+}
+
+// TryFill is FillContext for who needs the vmlinux some other time: when another
+// process is extracting the same kernel, it fails with ErrBusy at once.
+func (c *Cache) TryFill(ctx context.Context, path string) error {
+	return c.fillWith(ctx, path, func(_ context.Context, dir, name string) (*lockedTemp, error) {
+		t, err := tryLockTemp(filepath.Join(dir, name))
+		if t == nil && err == nil {
+			err = ErrBusy
+		}
+		return t, err
+	})
+}
+
+type lockFunc func(ctx context.Context, dir, name string) (*lockedTemp, error)
+
+func (c *Cache) fillWith(ctx context.Context, path string, lock lockFunc) error {
+	if err := c.fill(ctx, path, lock); err != nil {
 		return fmt.Errorf("kernel: caching %s: %w", path, err)
 	}
 	return nil
 }
 
-func (c *Cache) fill(ctx context.Context, path string) error {
+func (c *Cache) fill(ctx context.Context, path string, lock lockFunc) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return bare(err)
@@ -62,7 +83,7 @@ func (c *Cache) fill(ctx context.Context, path string) error {
 	if done, err := c.reuse(ctx, src); done || err != nil {
 		return err
 	}
-	temp, err := lockTemp(ctx, c.dir, src.digest.String()+tempSuffix)
+	temp, err := lock(ctx, c.dir, src.digest.String()+tempSuffix)
 	if err != nil {
 		return err
 	}

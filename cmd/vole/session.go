@@ -306,7 +306,7 @@ func (s *session) fillCache(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, fillBound)
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- s.cfg.Cache.FillContext(ctx, s.cfg.Kernel) }()
+	go func() { done <- s.cfg.Cache.TryFill(ctx, s.cfg.Kernel) }()
 	slow := time.NewTimer(time.Second)
 	defer slow.Stop()
 	for {
@@ -314,7 +314,7 @@ func (s *session) fillCache(ctx context.Context) {
 		case err := <-done:
 			switch {
 			case err == nil:
-			case errors.Is(err, kernel.ErrUnsupported), ctx.Err() != nil:
+			case errors.Is(err, kernel.ErrUnsupported), errors.Is(err, kernel.ErrBusy), ctx.Err() != nil:
 				s.log.Info("no unpacked kernel for the next run", "reason", err)
 			default:
 				fmt.Fprintf(s.stderr, "vole: %s: warning: the unpacked kernel is not kept for the next run: %s\n", s.command, oneLine(err.Error()))

@@ -112,7 +112,7 @@ func (c *config) fill() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), fillBound)
 	defer cancel()
-	_ = c.harness.Machine.Cache.FillContext(ctx, c.harness.Machine.Kernel)
+	_ = c.harness.Machine.Cache.TryFill(ctx, c.harness.Machine.Kernel)
 }
 
 func (c *config) bootAgent(v *VM) error {

@@ -141,7 +141,7 @@ func stageGo() (files []string, err error) {
 			build = append(build, p.ImportPath)
 		}
 	})
-	packages(run(nil, append([]string{"list", "-deps", "-test", "-json"}, testedPackages...)...), func(p *goList) {
+	packages(run(nil, append([]string{"list", "-deps", "-test", "-cover", "-json"}, testedPackages...)...), func(p *goList) {
 		if p.ForTest != "" || strings.HasSuffix(p.ImportPath, ".test") {
 			return // made of the others
 		}
