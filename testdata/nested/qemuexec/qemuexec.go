@@ -66,7 +66,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 %s
-cwd=/
+cwd=/ run= # the kernel hands words of its command line over as variables, too
 for word in $(cat /proc/cmdline); do
 	case $word in
 	share=*) share=${word#share=} ;;

@@ -203,6 +203,7 @@ func (f *FS) Reset() {
 	f.handleMu.Lock()
 	handles := f.handles
 	f.handles = map[uint64]*handle{}
+	held.Add(-int64(len(handles)))
 	f.handleMu.Unlock()
 	for _, h := range handles {
 		f.unlinkHandle(h)

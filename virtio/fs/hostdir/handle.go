@@ -42,13 +42,22 @@ func (f *FS) unref(h *handle) {
 	}
 }
 
+// held counts the handles, and the owners of record locks, of all shares: they have
+// one limit of descriptors.
+var held atomic.Int64
+
+// full says whether there is no room for one handle more. f.handleMu is held.
+func (f *FS) full() bool {
+	return len(f.handles)+f.owners >= f.limits.MaxHandles || held.Load() >= f.limits.shared
+}
+
 // room fails if the guest has as many handles as it may. It may be wrong by the
 // number of requests in flight.
 func (f *FS) room() error {
 	f.handleMu.RLock()
-	n := len(f.handles) + f.owners
+	n, full := len(f.handles)+f.owners, f.full()
 	f.handleMu.RUnlock()
-	if n >= f.limits.MaxHandles {
+	if full {
 		f.complain("the guest holds as many handles as it may", "handles", n)
 		return unix.ENFILE
 	}
@@ -73,7 +82,7 @@ func (f *FS) addHandle(in *inode, fd int, writes bool) (*handle, error) {
 	f.mu.Unlock()
 
 	f.handleMu.Lock()
-	if len(f.handles)+f.owners >= f.limits.MaxHandles {
+	if f.full() {
 		f.handleMu.Unlock()
 		f.unlinkHandle(h)
 		f.unref(h)
@@ -82,6 +91,7 @@ func (f *FS) addHandle(in *inode, fd int, writes bool) (*handle, error) {
 	f.lastHandle++
 	h.id = f.lastHandle
 	f.handles[h.id] = h
+	held.Add(1)
 	f.handleMu.Unlock()
 	return h, nil
 }
@@ -114,6 +124,7 @@ func (f *FS) removeHandle(id, node uint64, dir bool) *handle {
 		return nil
 	}
 	delete(f.handles, id)
+	held.Add(-1)
 	f.handleMu.Unlock()
 	f.unlinkHandle(h)
 	return h

@@ -206,11 +206,12 @@ func (f *FS) owner(in *fuse.LkIn, make bool) (*handle, *lockOwner, error) {
 
 func (f *FS) newOwner(h *handle, id uint64) (*lockOwner, error) {
 	f.handleMu.Lock()
-	if len(f.handles)+f.owners >= f.limits.MaxHandles {
+	if f.full() {
 		f.handleMu.Unlock()
 		return nil, unix.ENFILE
 	}
 	f.owners++
+	held.Add(1)
 	f.handleMu.Unlock()
 	o := &lockOwner{users: 1, writes: h.in.key.rw}
 	var err error
@@ -250,6 +251,7 @@ func (f *FS) newOwner(h *handle, id uint64) (*lockOwner, error) {
 func (f *FS) fewerOwners() {
 	f.handleMu.Lock()
 	f.owners--
+	held.Add(-1)
 	f.handleMu.Unlock()
 }
 

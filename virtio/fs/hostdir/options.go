@@ -89,12 +89,15 @@ type Limits struct {
 	// a cache; a file whose name the guest took away is gone with its own.
 	MaxOpen int
 	// MaxHandles bounds open files, open directories and owners of record
-	// locks together: 65,536. One more fails with ENFILE.
+	// locks together: 65,536. One more fails with ENFILE, and so does one of more
+	// than half of RLIMIT_NOFILE in all shares of this process.
 	MaxHandles int
 	// MaxLockWaits bounds the requests that wait for a lock: 4. It has to be
 	// below the number of requests that the device serves at once, or waiting
 	// ones keep out those that would unlock. One more fails with ENOLCK.
 	MaxLockWaits int
+
+	shared int64 // handles of all shares of this process
 }
 
 // Options describe a share.
@@ -176,7 +179,7 @@ func (l Limits) settle() (Limits, error) {
 	}
 	files := int(min(r.Cur, 1<<30))
 	l.MaxOpen = min(max(l.MaxOpen, minMaxOpen), max(minMaxOpen, files/8))
-	l.MaxHandles = min(l.MaxHandles, max(minMaxOpen, files/8))
+	l.shared = int64(max(minMaxOpen, files/2))
 	return l, nil
 }
 

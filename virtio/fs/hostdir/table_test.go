@@ -137,6 +137,35 @@ func TestLimits(t *testing.T) {
 	c.opened(nodes[0], unix.O_RDONLY)
 }
 
+// TestSharedLimit: all shares together leave half of the descriptors alone.
+func TestSharedLimit(t *testing.T) {
+	var old unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &old))
+	less := old
+	less.Cur = 256
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &less))
+	var shares []*client
+	for range 2 {
+		c := share(t, hostdir.Options{})
+		c.put("file", "text")
+		shares = append(shares, c)
+	}
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &old))
+	opened := 0
+	for ; opened < 300; opened++ {
+		c := shares[opened%2]
+		if _, st := c.open(c.node("file"), unix.O_RDONLY); st != fuse.OK {
+			assert.Equal(t, enfile, st)
+			break
+		}
+	}
+	assert.Equal(t, 128, opened)
+	shares[0].fs.Reset()
+	c := shares[1]
+	_, st := c.open(c.node("file"), unix.O_RDONLY)
+	assert.Equal(t, fuse.OK, st, "the other share's are free")
+}
+
 // A handle is good for its own node, until it is released, once.
 func TestHandles(t *testing.T) {
 	c := share(t, hostdir.Options{})
