@@ -387,16 +387,23 @@ func TestCacheFillCancelled(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled, "while waiting for another holder")
 }
 
+// digested is an open kernel file whose digest is known.
+func digested(t *testing.T, path string) *sourceFile {
+	t.Helper()
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	t.Cleanup(func() { f.Close() })
+	src, err := settled(t.Context(), f)
+	require.NoError(t, err)
+	require.NoError(t, src.digestFile(t.Context()))
+	return src
+}
+
 // TestCacheTryFill: who finds another at work leaves it to that one.
 func TestCacheTryFill(t *testing.T) {
 	c := newTestCache(t)
 	path := writeKernel(t, t.TempDir(), "vmlinuz", LZ4)
-	f, err := os.Open(path)
-	require.NoError(t, err)
-	defer f.Close()
-	src, err := settled(t.Context(), f)
-	require.NoError(t, err)
-	require.NoError(t, src.digestFile(t.Context()))
+	src := digested(t, path)
 	require.NoError(t, makeDir(c.Dir()))
 	other, err := lockTemp(t.Context(), c.Dir(), src.digest.String()+tempSuffix)
 	require.NoError(t, err)
@@ -409,12 +416,7 @@ func TestCacheTryFill(t *testing.T) {
 
 func TestSourceChanged(t *testing.T) {
 	path := writeKernel(t, t.TempDir(), "vmlinuz", LZ4)
-	f, err := os.Open(path)
-	require.NoError(t, err)
-	defer f.Close()
-	src, err := settled(t.Context(), f)
-	require.NoError(t, err)
-	require.NoError(t, src.digestFile(t.Context()))
+	src := digested(t, path)
 	require.NoError(t, os.Truncate(path, 5000))
 	require.ErrorIs(t, src.digestFile(t.Context()), ErrChanged)
 	require.ErrorIs(t, src.unchanged(), ErrChanged)

@@ -48,6 +48,7 @@ func TestBARMovedWhileActive(t *testing.T) {
 
 			c.r.Memory = shifted(t, memory, from, tc.to)
 			assert.Equal(t, running, c.r.Status())
+			assert.Contains(t, []int{2, 3}, c.e.Popped(), "the last may be taken without being told")
 			c.e.Release()
 			assert.EqualValues(t, 5, c.Queues[1].Next().Len, "what was in flight")
 			c.r.Notify(0)
