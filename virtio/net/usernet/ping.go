@@ -91,12 +91,9 @@ func (s *session) servePing(f *flow) {
 		s.unreachable(f.key, hostUnreachable)
 		return
 	}
+	defer file.Close()
 	out, err := newSocket(file)
-	if err != nil {
-		_ = file.Close()
-		return
-	}
-	if f.open(out) {
+	if err == nil && f.open(out) {
 		out.receive(f.echo, func() { s.unreachable(f.key, hostUnreachable) })
 	}
 }

@@ -257,5 +257,5 @@ func (o *publishedPeer) send(b []byte) error {
 	return nil
 }
 
-// close leaves the socket: it is the published port's.
-func (*publishedPeer) close() {}
+// halt leaves the socket, which is the published port's.
+func (*publishedPeer) halt() {}

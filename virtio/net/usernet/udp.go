@@ -47,10 +47,12 @@ type flow struct {
 	over    bool
 }
 
-// sender takes the guest's datagrams to the outside. It does not block.
+// sender takes the guest's datagrams to the outside. Nothing of it blocks, and it does
+// not wait for who brings back what comes: that one may wait for the flow's lock.
 type sender interface {
 	send(b []byte) error
-	close()
+	// halt has the sender's receive return; nothing is sent any more.
+	halt()
 }
 
 // udpTable is all flows of a session.
@@ -165,16 +167,16 @@ func (f *flow) end() {
 	f.over, f.pending = true, nil
 	f.route.Release()
 	if f.out != nil {
-		f.out.close()
+		f.out.halt()
 	}
 }
 
-// open gives the flow its socket, and that what has waited.
+// open gives the flow its socket, which stays the caller's, and that what has waited.
+// False says that the flow has ended.
 func (f *flow) open(out sender) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.over {
-		out.close()
 		return false
 	}
 	f.out = out
@@ -341,12 +343,9 @@ func (s *session) serveUDP(f *flow) {
 		s.unreachable(f.key, hostUnreachable)
 		return
 	}
+	defer c.Close()
 	out, err := newSocket(c)
-	if err != nil {
-		_ = c.Close()
-		return
-	}
-	if !f.open(out) {
+	if err != nil || !f.open(out) {
 		return
 	}
 	out.receive(func(b []byte) { f.reply(b) }, func() { s.unreachable(f.key, portUnreachable) })
@@ -355,10 +354,11 @@ func (s *session) serveUDP(f *flow) {
 // descriptor is what a socket needs of a net.UDPConn or an os.File.
 type descriptor interface {
 	SyscallConn() (syscall.RawConn, error)
-	Close() error
+	SetReadDeadline(time.Time) error
 }
 
-// socket is a connected datagram socket of the host's.
+// socket sends to and receives from a connected datagram socket of the host's, which is
+// somebody else's to close when receive has returned.
 type socket struct {
 	c    descriptor
 	raw  syscall.RawConn
@@ -392,17 +392,23 @@ func (o *socket) send(b []byte) error {
 	return o.err
 }
 
-func (o *socket) close() { _ = o.c.Close() }
+// halt is sender's. Close would wait for receive, which may be about to take the lock
+// that halt is called with.
+func (o *socket) halt() { _ = o.c.SetReadDeadline(time.Unix(1, 0)) }
 
-// receive calls got with what comes, until the socket is closed, and refused
-// whenever the peer's host says that nobody listens. A buffer is held only
-// while there is something to read.
+// burst is how many datagrams are read before it is asked whether to go on: a peer may
+// send without a pause.
+const burst = 64
+
+// receive calls got with what comes, until halt, and refused whenever the peer's host
+// says that nobody listens. A buffer is held only while there is something to read.
 func (o *socket) receive(got func([]byte), refused func()) {
 	var failed error
 	step := func(fd uintptr) bool {
 		buf := datagrams.Get().(*[maxDatagram]byte)
 		defer datagrams.Put(buf)
-		for {
+		failed = nil
+		for range burst {
 			n, err := unix.Read(int(fd), buf[:])
 			switch {
 			case err == nil:
@@ -415,10 +421,14 @@ func (o *socket) receive(got func([]byte), refused func()) {
 				return true
 			}
 		}
+		return true
 	}
 	for {
 		if err := o.raw.Read(step); err != nil {
 			return
+		}
+		if failed == nil {
+			continue
 		}
 		if failed != unix.ECONNREFUSED && failed != unix.EHOSTUNREACH && failed != unix.ENETUNREACH && failed != unix.EMSGSIZE {
 			return

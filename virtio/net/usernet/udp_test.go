@@ -2,9 +2,11 @@ package usernet
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,6 +114,85 @@ func TestUDPFlowsAreBounded(t *testing.T) {
 		u.mu.Unlock()
 	}
 	assert.EqualValues(t, 16, n.Stats().Full)
+}
+
+// flooder is a server of the host's that never stops to send to whoever has sent to it.
+func flooder(t *testing.T) (port uint16) {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	require.NoError(t, err)
+	var work sync.WaitGroup
+	t.Cleanup(func() { c.Close(); work.Wait() })
+	work.Go(func() {
+		buf := make([]byte, 100)
+		for {
+			_, peer, err := c.ReadFromUDPAddrPort(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil {
+				continue // a peer that has gone
+			}
+			for range 2 {
+				work.Go(func() {
+					for {
+						if _, err := c.WriteToUDPAddrPort([]byte("x"), peer); errors.Is(err, net.ErrClosed) {
+							return
+						}
+					}
+				})
+			}
+			return
+		}
+	})
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+}
+
+// untilAnswered sends until something comes back: a new flow is dropped as long as the
+// goroutines of too many before it are not through.
+func untilAnswered(t *testing.T, c net.Conn) {
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		_, err := c.Write([]byte("x"))
+		require.NoError(t, err)
+		require.NoError(t, c.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
+		if _, err = c.Read(make([]byte, 10)); err == nil {
+			return
+		}
+	}
+	require.Fail(t, "no answer")
+}
+
+// A flow ends while its socket has more to read than will ever be read, whoever ends it.
+func TestUDPFlowEndsInFlood(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		idle time.Duration
+		end  func(t *testing.T, n *Network, g *guest)
+	}{
+		{"the guest resets", time.Hour, func(_ *testing.T, n *Network, _ *guest) { n.Stop() }},
+		{"another takes its place", time.Hour, func(t *testing.T, n *Network, g *guest) {
+			port, _ := echoUDP(t, "udp4", "127.0.0.1:0")
+			c := g.dialUDP(via(gateway4, port))
+			untilAnswered(t, c)
+		}},
+		{"it is idle", time.Nanosecond, func(_ *testing.T, n *Network, _ *guest) { n.current.Load().udp.sweep() }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for range 10 {
+				n := newNetwork(t, Options{HostLoopback: true, MaxUDP: 1, UDPIdle: tt.idle})
+				g := startGuest(t, n, allOffloads)
+				c := g.dialUDP(via(gateway4, flooder(t)))
+				untilAnswered(t, c)
+				ended := make(chan struct{})
+				go func() { defer close(ended); tt.end(t, n, g) }()
+				select {
+				case <-ended:
+				case <-time.After(patience):
+					panic("the flow has not ended")
+				}
+			}
+		})
+	}
 }
 
 // A policy that takes its time is not asked by more goroutines than twice the flows,
