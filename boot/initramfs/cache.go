@@ -87,12 +87,12 @@ func (c Cache) Modules(dir string, opt SelectOptions, names ...string) (*ModuleA
 }
 
 // cacheFormat is part of every key: a change of the format finds no old archive.
-const cacheFormat = "vole modules 1"
+const cacheFormat = "vole modules 2"
 
 func cacheKey(dir string, opt SelectOptions, names []string) string {
 	names, exclude := slices.Sorted(slices.Values(names)), slices.Sorted(slices.Values(opt.Exclude))
 	// Marshalling strings and booleans does not fail.
-	b, _ := json.Marshal([]any{cacheFormat, dir, opt.Softdeps, exclude, names})
+	b, _ := json.Marshal([]any{cacheFormat, dir, opt.Softdeps, opt.Trusting, exclude, names})
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
 }

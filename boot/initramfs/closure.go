@@ -29,6 +29,9 @@ type SelectOptions struct {
 	// Softdeps takes the modules' soft dependencies along, those that are
 	// there.
 	Softdeps bool
+	// Trusting takes a module that is nowhere for one that the kernel has built in,
+	// where the directory has no modules.builtin that would say so.
+	Trusting bool
 }
 
 // Select returns the named modules and all that they need. A name may be
@@ -91,7 +94,7 @@ func (w *walker) need(name, given string) error {
 	}
 	file, ok := w.dir.files[name]
 	if !ok {
-		if w.dir.builtin[name] {
+		if w.dir.builtin[name] || w.opt.Trusting && w.dir.builtin == nil {
 			w.builtin[name] = true
 			return nil
 		}

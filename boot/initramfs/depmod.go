@@ -52,7 +52,7 @@ func (d *ModuleDir) order() (map[string]int, error) {
 		order[name] = math.MaxInt
 	}
 	n := 0
-	err := d.readIndex("modules.order", func(line string) error {
+	_, err := d.readIndex("modules.order", func(line string) error {
 		if name, ok := moduleName(line); ok && order[name] == math.MaxInt {
 			order[name], n = n, n+1
 		}

@@ -37,9 +37,9 @@ type ModuleDir struct {
 
 	files    map[string]string   // normal name -> path
 	depends  map[string][]string // normal name -> normal names; nil without modules.dep
-	builtin  map[string]bool
-	softdeps map[string]softdep // from modules.softdep
-	aliases  map[string]string  // alias without wildcards -> normal name
+	builtin  map[string]bool     // nil without modules.builtin
+	softdeps map[string]softdep  // from modules.softdep
+	aliases  map[string]string   // alias without wildcards -> normal name
 }
 
 // softdep are modules that one wants loaded before and after it, but can do
@@ -82,8 +82,12 @@ func NewModuleDir(fsys fs.FS, label string) (*ModuleDir, error) {
 		{"modules.softdep", d.addSoftdep},
 		{"modules.alias", d.addAlias},
 	} {
-		if err := d.readIndex(index.file, index.line); err != nil {
+		there, err := d.readIndex(index.file, index.line)
+		if err != nil {
 			return nil, err
+		}
+		if there && index.file == "modules.builtin" && d.builtin == nil {
+			d.builtin = make(map[string]bool) // nothing is built in
 		}
 	}
 	if d.depends == nil {
@@ -102,19 +106,19 @@ func (d *ModuleDir) fail(format string, args ...any) error {
 }
 
 // readIndex calls line for every line of an index file that is not empty or a
-// comment. A file that is not there has none.
-func (d *ModuleDir) readIndex(file string, line func(string) error) error {
+// comment, and reports whether the file is there.
+func (d *ModuleDir) readIndex(file string, line func(string) error) (there bool, err error) {
 	f, err := d.fsys.Open(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return d.fail("%w: %w", ErrModulesDir, err)
+		return false, d.fail("%w: %w", ErrModulesDir, err)
 	}
 	defer f.Close()
 	data, err := readAllMax(f, maxIndex)
 	if err != nil {
-		return d.fail("%w: %s: %w", ErrModulesDir, file, err)
+		return false, d.fail("%w: %s: %w", ErrModulesDir, file, err)
 	}
 	lines := bufio.NewScanner(bytes.NewReader(data))
 	lines.Buffer(nil, 1<<20)
@@ -124,13 +128,13 @@ func (d *ModuleDir) readIndex(file string, line func(string) error) error {
 			continue
 		}
 		if err := line(text); err != nil {
-			return d.fail("%w: %s, line %d: %w", ErrModulesDir, file, n, err)
+			return false, d.fail("%w: %s, line %d: %w", ErrModulesDir, file, n, err)
 		}
 	}
 	if err := lines.Err(); err != nil {
-		return d.fail("%w: %s: %w", ErrModulesDir, file, err)
+		return false, d.fail("%w: %s: %w", ErrModulesDir, file, err)
 	}
-	return nil
+	return true, nil
 }
 
 // addDep takes a line of modules.dep, "kernel/b.ko: kernel/a.ko kernel/c.ko".

@@ -67,16 +67,22 @@ func isNull(fd int) bool {
 	return unix.Stat(os.DevNull, &null) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == null.Rdev
 }
 
-// connect makes them the command's. active is told of every byte that comes of it.
-func (f *execFiles) connect(c *remote.Cmd, active func()) {
+// audience is told of what comes of the command, and when who takes it keeps that waiting.
+type audience interface {
+	Await()
+	Awaited()
+}
+
+// connect makes them the command's.
+func (f *execFiles) connect(c *remote.Cmd, a audience) {
 	if f.in != nil && !f.onTerminal[0] {
 		c.Stdin = f.in
 	}
 	if f.out != nil && !f.onTerminal[1] {
-		c.Stdout = &activeWriter{f.out, active}
+		c.Stdout = &activeWriter{f.out, a}
 	}
 	if f.err != nil && !f.onTerminal[2] {
-		c.Stderr = &activeWriter{f.err, active}
+		c.Stderr = &activeWriter{f.err, a}
 		if c.Stdout != nil && harness.SameFile(os.Stdout, os.Stderr) {
 			c.Stderr = c.Stdout // what is written to both keeps its order
 		}
@@ -84,7 +90,7 @@ func (f *execFiles) connect(c *remote.Cmd, active func()) {
 	if f.shown == nil {
 		return
 	}
-	c.Terminal = &remote.Terminal{Rows: 24, Cols: 80, Files: f.onTerminal, Out: &activeWriter{f.shown, active}}
+	c.Terminal = &remote.Terminal{Rows: 24, Cols: 80, Files: f.onTerminal, Out: &activeWriter{f.shown, a}}
 	if rows, cols, ok := f.size(); ok {
 		c.Terminal.Rows, c.Terminal.Cols = rows, cols
 	}
@@ -116,15 +122,16 @@ func (f *execFiles) close() {
 
 // activeWriter tells of what is written.
 type activeWriter struct {
-	w      *stream
-	active func()
+	w *stream
+	a audience
 }
 
 // SetWriteDeadline is that of the stream.
 func (a *activeWriter) SetWriteDeadline(t time.Time) error { return a.w.SetWriteDeadline(t) }
 
 func (a *activeWriter) Write(p []byte) (int, error) {
-	a.active()
+	a.a.Await()
+	defer a.a.Awaited()
 	return a.w.Write(p)
 }
 

@@ -33,6 +33,9 @@ type execSession struct {
 	early harness.EarlySignals
 
 	signals chan os.Signal // from the start on
+	// after is for what comes behind the command, nil if it was not started.
+	after     context.Context
+	afterStop context.CancelFunc
 }
 
 // shutdownBound is how long the guest may take to write what is not written yet.
@@ -59,10 +62,20 @@ func (s *execSession) run() error {
 			fmt.Fprintf(s.stderr, "vole: exec: warning: %s\n", oneLine(rerr.Error()))
 		}
 	}
-	if s.last.Boot.Missed && ctx.Err() == nil {
-		s.fillCache(ctx)
+	if s.after != nil {
+		defer s.afterStop()
+		// Who has bounded the run does not want to wait on.
+		if s.last.Boot.Missed && ctx.Err() == nil && !s.timeIsUp() {
+			s.fillCache(s.after)
+		}
 	}
 	return err
+}
+
+// timeIsUp says whether --timeout has ended the guest.
+func (s *execSession) timeIsUp() bool {
+	var f *harness.Failure
+	return errors.As(s.last.Err, &f) && f.Kind == harness.Timeout
 }
 
 // once boots the machine, runs the command and takes the machine down.
@@ -102,13 +115,21 @@ func (s *execSession) once(ctx context.Context) error {
 	if err := s.files.open(s); err != nil {
 		return err
 	}
-	s.files.connect(s.cmd, m.Active)
+	s.files.connect(s.cmd, m)
 	sigs := s.watchSignals(m)
-	defer sigs.stop()
+	defer func() {
+		// What comes after the command is given up at the first of them.
+		s.after, s.afterStop = harness.Endings(context.Background())
+		sigs.stop()
+	}()
 	// Everything that is wrong with what was said is known when there is a machine.
 	if err := m.Prepare(ctx, s.cmd); err != nil {
-		if ctx.Err() != nil {
+		var failure *harness.Failure
+		switch {
+		case ctx.Err() != nil:
 			return s.stopped(ctx)
+		case errors.As(err, &failure):
+			return s.failed(failure)
 		}
 		return err
 	}
@@ -355,8 +376,10 @@ func (s *execSession) failed(f *harness.Failure) error {
 	if f.Kind == harness.Timeout {
 		text = "--timeout has passed: the guest was ended"
 	}
-	if _, up := s.guest.Guest().Hello(); !up && f.Kind == harness.Hang {
-		text += " (--append loglevel=7 has its kernel say more)"
+	if f.Kind == harness.Hang {
+		if _, up := s.guest.Guest().Hello(); !up {
+			text += " (--append loglevel=7 has its kernel say more)"
+		}
 	}
 	s.show(text, f.Console)
 	s.last.Err = f

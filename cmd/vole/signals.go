@@ -79,6 +79,7 @@ func watchSignals(cancel context.CancelCauseFunc, term *terminal, guest *live, s
 				continue
 			case syscall.SIGCONT:
 				term.continued()
+				guest.resizeConsole(term) // the foreground's group was told of a change meanwhile
 				log.Debug("continued", "raw", term.isRaw())
 				continue
 			case syscall.SIGQUIT:

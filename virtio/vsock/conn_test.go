@@ -265,6 +265,13 @@ func TestDataBothWays(t *testing.T) {
 		sums := exchange(t, s, c, size)
 		assert.EqualValues(t, size, g.dev.Stats().Sent.Bytes)
 		assert.EqualValues(t, size, g.dev.Stats().Received.Bytes)
+		counts := make(map[string]uint64)
+		for _, c := range g.dev.Counters() {
+			counts[c.Name] = c.Value
+		}
+		assert.EqualValues(t, size, counts["bytes sent"])
+		assert.EqualValues(t, size, counts["bytes received"])
+		assert.EqualValues(t, 1, counts["connections of the guest"]+counts["connections to the guest"])
 		assert.Equal(t, sums[0], sums[1], "to the guest")
 		assert.Equal(t, sums[2], sums[3], "from the guest")
 	})

@@ -106,7 +106,10 @@ type Device struct {
 	unix      *unixServer
 }
 
-var _ virtio.Device = (*Device)(nil)
+var (
+	_ virtio.Device   = (*Device)(nil)
+	_ virtio.Counting = (*Device)(nil)
+)
 
 // State is the device's registers.
 type State struct {

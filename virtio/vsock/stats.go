@@ -1,6 +1,10 @@
 package vsock
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"github.com/vole-vmm/vole/virtio"
+)
 
 // Stats are a device's counters, since it was made.
 type Stats struct {
@@ -42,5 +46,19 @@ func (d *Device) Stats() Stats {
 		Received: Traffic{c.receivedPackets.Load(), c.receivedBytes.Load()},
 		Resets:   c.resetsSent.Load(), LostResets: c.resetsLost.Load(),
 		Dropped: c.badPackets.Load(),
+	}
+}
+
+// Counters implements virtio.Counting: "sent" and "received" are the guest's, as with
+// the other devices.
+func (d *Device) Counters() []virtio.Counter {
+	s := d.Stats()
+	return []virtio.Counter{
+		{Name: "connections of the guest", Value: s.FromGuest}, {Name: "connections to the guest", Value: s.ToGuest},
+		{Name: "connections refused", Value: s.Refused},
+		{Name: "packets sent", Value: s.Received.Packets}, {Name: "bytes sent", Value: s.Received.Bytes},
+		{Name: "packets received", Value: s.Sent.Packets}, {Name: "bytes received", Value: s.Sent.Bytes},
+		{Name: "packets dropped", Value: s.Dropped},
+		{Name: "resets sent", Value: s.Resets}, {Name: "resets lost", Value: s.LostResets},
 	}
 }

@@ -1,9 +1,24 @@
 package harness
 
 import (
+	"context"
+	"os"
+	"os/signal"
 	"sync"
 	"syscall"
 )
+
+// Endings returns a context that the signals that end a process cancel from now on,
+// instead of ending it, until stop is called. Those stay ignored that are.
+func Endings(parent context.Context) (ctx context.Context, stop context.CancelFunc) {
+	sigs := []os.Signal{syscall.SIGQUIT, syscall.SIGTERM}
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT} {
+		if !signal.Ignored(s) { // by nohup, or a script's job in the background
+			sigs = append(sigs, s)
+		}
+	}
+	return signal.NotifyContext(parent, sigs...)
+}
 
 // MaxEarlySignals is how many signals [EarlySignals] keeps.
 const MaxEarlySignals = 16

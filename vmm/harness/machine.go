@@ -32,12 +32,13 @@ type Machine struct {
 	guest   *remote.Guest
 	sockets *vsock.Device
 	console *console
-	missing error // why there are no modules
+	missing error // why there are no modules, or perhaps not all
 	archive agentArchive
 
 	vm       *vmm.Machine
 	devices  []virtio.Device
 	activity atomic.Uint32 // changes with each sign of life
+	awaited  atomic.Int32  // how many writes the guest waits for, and not we for it
 	changed  chan struct{} // has a token if the guest's names may be wrong
 
 	mu      sync.Mutex
@@ -196,7 +197,8 @@ func (m *Machine) Start(ctx context.Context, first *remote.Cmd) error {
 }
 
 // Prepare makes the machine that a Start without a command boots: what is wrong with the
-// kernel, say, is known then, and nothing runs yet. It is called once.
+// kernel, say, is known then, and nothing runs yet. It is called once. The machine's
+// Timeout bounds it, too (a kernel may have to be unpacked): a *Failure says so.
 func (m *Machine) Prepare(ctx context.Context, first *remote.Cmd) (err error) {
 	m.mu.Lock()
 	again := m.started || m.closing
@@ -223,8 +225,19 @@ func (m *Machine) Prepare(ctx context.Context, first *remote.Cmd) (err error) {
 	cfg.Initrd, cfg.Initrds = "", append([]boot.Image{init}, m.archive.images...)
 	cfg.Devices, cfg.ConsoleIn, cfg.ConsoleOut = m.devices, nil, m.console
 	m.devices = nil // the machine's from here on
-	vm, err := vmm.NewContext(ctx, cfg)
+	bounded := ctx
+	if cfg.Timeout > 0 {
+		var cancel context.CancelFunc
+		bounded, cancel = context.WithTimeout(ctx, cfg.Timeout)
+		defer cancel()
+	}
+	vm, err := vmm.NewContext(bounded, cfg)
 	if err != nil {
+		if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+			f := failureOf(vmm.Exit{Reason: vmm.Timeout})
+			f.err = err
+			return f
+		}
 		return err
 	}
 	m.mu.Lock()
@@ -243,6 +256,20 @@ func (m *Machine) agentGone(err error) {
 
 // Active says that the guest has given a sign of life.
 func (m *Machine) Active() { m.activity.Add(1) }
+
+// Await says that a write of what came of the guest begins, which may take as long as its
+// reader does, and Awaited that it is over: in between the guest's silence is not its own,
+// and Options.Hang does not count.
+func (m *Machine) Await() {
+	m.awaited.Add(1)
+	m.Active()
+}
+
+// Awaited ends what Await has begun.
+func (m *Machine) Awaited() {
+	m.Active()
+	m.awaited.Add(-1)
+}
 
 // Failure is why the guest can serve no command any more, nil as long as it can, or was
 // ended by Shutdown or Close.
@@ -275,6 +302,9 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	if vm == nil {
 		return ErrNotStarted
 	}
+	// A guest that writes to its disks has nothing to say; ctx bounds that.
+	m.Await()
+	defer m.Awaited()
 	if err := m.guest.Sync(ctx); err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package harness
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/vole-vmm/vole/boot/initramfs"
@@ -59,8 +61,11 @@ func lacks(dir string, names []string) bool {
 	return errors.Is(err, initramfs.ErrNoModule)
 }
 
+// errNoBuiltin is what may be wrong with a guest whose modules can't be known to be all.
+var errNoBuiltin = errors.New("there is no modules.builtin to say what it has built in")
+
 // modules finds the modules for the guest. dir is "" and the archive nil if there is no
-// directory of them, which says what is missing by its error then.
+// directory of them; missing says that, or why it is not sure that all are there.
 func (o *Options) modules(devices []virtio.Device) (archive *initramfs.ModuleArchive, dir string, missing error, err error) {
 	dir = o.ModulesDir
 	if dir == "" {
@@ -81,11 +86,15 @@ func (o *Options) modules(devices []virtio.Device) (archive *initramfs.ModuleArc
 	cache := initramfs.Cache{Dir: o.ModulesCache}
 	list := func(more []string) []string { return needs(o.Machine.Transport, devices, !o.Root.None, more) }
 	archive, err = cache.Modules(dir, initramfs.SelectOptions{}, list(o.Modules)...)
+	if _, serr := os.Stat(filepath.Join(dir, "modules.builtin")); errors.Is(err, initramfs.ErrNoModule) && errors.Is(serr, fs.ErrNotExist) {
+		missing = fmt.Errorf("%s: %w", dir, errNoBuiltin)
+		archive, err = cache.Modules(dir, initramfs.SelectOptions{Trusting: true}, list(o.Modules)...)
+	}
 	if err != nil {
 		if errors.Is(err, initramfs.ErrNoModule) && lacks(dir, list(nil)) {
 			err = fmt.Errorf("%w: %w", ErrNoDriver, err)
 		}
 		return nil, "", nil, &refusal{err}
 	}
-	return archive, dir, nil, nil
+	return archive, dir, missing, nil
 }

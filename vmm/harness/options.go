@@ -15,10 +15,11 @@ import (
 )
 
 const (
-	// DefaultCmdline is the kernel command line of a Machine: that of vmm, and as
-	// little on the console as a kernel does by itself, since the console is only
-	// looked at when something fails.
-	DefaultCmdline = vmm.DefaultCmdline + " quiet"
+	// DefaultCmdline is the kernel command line of a Machine: that of vmm, as little
+	// on the console as a kernel does by itself, since the console is only looked at
+	// when something fails, and the time before each line, by which the kernel's
+	// lines are told from those of programs.
+	DefaultCmdline = vmm.DefaultCmdline + " quiet printk.time=1"
 	// DefaultBootBound is how long a guest may take until its agent is ready.
 	DefaultBootBound = 2 * time.Minute
 	// DefaultSilence is how long an agent may leave a question unanswered.
@@ -87,10 +88,11 @@ type Options struct {
 	// now and then; 0 is DefaultSilence, less than 0 never asks.
 	Silence time.Duration
 	// Hang ends a guest of which nothing has come for as long: no byte on its console,
-	// none of a command (Machine.Active). 0 is never. It counts from when the agent
+	// none of a command (Machine.Await). 0 is never. It counts from when the agent
 	// is ready.
 	Hang time.Duration
-	// FatalOops ends the guest at its kernel's first oops.
+	// FatalOops ends the guest at its kernel's first oops, which is seen if lines on
+	// the console begin with their time (printk.time).
 	FatalOops bool
 	// Oopsed is told the line of the kernel's first oops if that is not fatal; it is
 	// called on a vCPU's thread. nil logs it.

@@ -68,7 +68,7 @@ func (w *watcher) tick() *Failure {
 		}
 		w.ready = true
 	}
-	if now := w.m.activity.Load(); now != w.seen {
+	if now := w.m.activity.Load(); now != w.seen || w.m.awaited.Load() > 0 {
 		w.seen, w.silent = now, 0
 	} else if w.silent += tick; o.Hang > 0 && w.silent >= o.Hang {
 		return &Failure{Kind: Hang, Text: fmt.Sprintf("nothing has come of the guest for %v", o.Hang)}
@@ -112,7 +112,7 @@ func (w *watcher) stop() {
 func (w *watcher) notUp() string {
 	text := fmt.Sprintf("the guest has not come up within %v", w.m.o.BootBound)
 	if w.m.missing != nil {
-		text += fmt.Sprintf("; it had no modules, and may have needed some: %v", w.m.missing)
+		text += fmt.Sprintf("; it may lack modules: %v", w.m.missing)
 	}
 	return text
 }
@@ -137,7 +137,7 @@ func (m *Machine) ended() {
 			f.Text += ": " + why
 		}
 		if m.missing != nil && !up {
-			f.Text += fmt.Sprintf(" (it had no modules: %v)", m.missing)
+			f.Text += fmt.Sprintf(" (it may lack modules: %v)", m.missing)
 		}
 	}
 	f.Console = deathScreen(tail)

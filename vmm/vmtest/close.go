@@ -67,7 +67,7 @@ func (v *VM) closeMachine(back backend, known bool) {
 		v.t.Errorf("vmtest: close the machine: %v", err)
 	}
 	if fill {
-		v.c.fill()
+		v.c.fill(context.Background())
 	}
 }
 

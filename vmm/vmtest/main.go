@@ -80,6 +80,9 @@ type mainRun struct {
 	cmd    *remote.Cmd
 	early  harness.EarlySignals
 	cancel context.CancelCauseFunc
+	// after is for what comes behind the tests, nil if they were not started.
+	after     context.Context
+	afterStop context.CancelFunc
 }
 
 func newMainRun(opts []Option) *mainRun {
@@ -117,7 +120,10 @@ func (r *mainRun) run() int {
 		return r.without(err)
 	}
 	if fill {
-		r.fill()
+		r.fill(r.after)
+	}
+	if r.after != nil {
+		r.afterStop()
 	}
 	if code == 0 {
 		r.noteInputs()
@@ -211,7 +217,12 @@ func (r *mainRun) once() (code int, fill bool, err error) {
 	if r.cmd, err = r.command(m.Guest()); err != nil {
 		return 0, false, err
 	}
-	defer r.watchSignals(m)()
+	stop := r.watchSignals(m)
+	defer func() {
+		// What comes after the tests is given up at the first of them.
+		r.after, r.afterStop = harness.Endings(context.Background())
+		stop()
+	}()
 	if err := m.Start(ctx, r.cmd); err != nil {
 		if ctx.Err() != nil {
 			return r.ending(m, context.Cause(ctx)), false, nil
@@ -234,7 +245,9 @@ func (r *mainRun) once() (code int, fill bool, err error) {
 			r.say("warning: coverage and profiles may not all be written: %v", err)
 		}
 	}
-	return r.ending(m, err), missed(m.VM()), nil
+	// Who has bounded the run does not want to wait on.
+	fill = missed(m.VM()) && (failure == nil || failure.Kind != harness.Timeout)
+	return r.ending(m, err), fill, nil
 }
 
 // command is the test binary as the guest runs it.
@@ -300,7 +313,7 @@ func (r *mainRun) ending(m *harness.Machine, err error) int {
 	case len(streams) > 0:
 		return 0
 	case errors.As(err, &stop):
-		r.say("FAIL: %v: the guest was ended%s", stop, screen(m.VM().ConsoleTail()))
+		r.say("FAIL: %v: the guest was ended%s", stop, screen(m.Screen()))
 		return stop.code
 	case errors.As(err, &failure):
 		r.say("FAIL: %s%s", failure.Text, screen(failure.Console))

@@ -106,11 +106,11 @@ const fillBound = time.Minute
 func missed(m *vmm.Machine) bool { return m != nil && m.Report().Boot.Missed }
 
 // fill unpacks the kernel into the cache for the next machine. Nothing depends on it.
-func (c *config) fill() {
+func (c *config) fill(ctx context.Context) {
 	if c.harness.Machine.Cache == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), fillBound)
+	ctx, cancel := context.WithTimeout(ctx, fillBound)
 	defer cancel()
 	_ = c.harness.Machine.Cache.TryFill(ctx, c.harness.Machine.Kernel)
 }
