@@ -217,6 +217,25 @@ func TestSelectUnpackedReadsModules(t *testing.T) {
 	assert.ErrorIs(t, err, ErrNoModule, "aliases are known to depmod only")
 }
 
+// Without modules.builtin what is nowhere may be built in, for who trusts in that.
+func TestSelectTrusting(t *testing.T) {
+	index := fstest.MapFS{"modules.dep": text("kernel/a.ko: kernel/b.ko\nkernel/b.ko:\n")}
+	d, err := NewModuleDir(index, "R")
+	require.NoError(t, err)
+	_, err = d.Select(SelectOptions{}, "a", "ext4")
+	assert.ErrorIs(t, err, ErrNoModule)
+	sel, err := d.Select(SelectOptions{Trusting: true}, "a", "ext4")
+	require.NoError(t, err)
+	assert.Equal(t, []string{"b", "a"}, loadNames(sel))
+	assert.Equal(t, []string{"ext4"}, sel.Builtin)
+
+	index["modules.builtin"] = text("\n")
+	d, err = NewModuleDir(index, "R")
+	require.NoError(t, err)
+	_, err = d.Select(SelectOptions{Trusting: true}, "a", "ext4")
+	assert.ErrorIs(t, err, ErrNoModule, "nothing is built in, as it says")
+}
+
 func TestSelectAlias(t *testing.T) {
 	d, err := NewModuleDir(installed(t), "R")
 	require.NoError(t, err)

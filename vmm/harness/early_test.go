@@ -9,6 +9,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// TestEndings: a signal ends the context instead of the process.
+func TestEndings(t *testing.T) {
+	ctx, stop := Endings(t.Context())
+	defer stop()
+	require.NoError(t, ctx.Err())
+	require.NoError(t, syscall.Kill(syscall.Getpid(), syscall.SIGTERM))
+	<-ctx.Done()
+}
+
 // TestEarlySignals: a few wait until the guest is up.
 func TestEarlySignals(t *testing.T) {
 	var e EarlySignals

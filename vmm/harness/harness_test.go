@@ -242,6 +242,38 @@ func TestWatcherCountsItsOwnTime(t *testing.T) {
 	f = w.tick()
 	require.NotNil(t, f)
 	assert.Contains(t, f.Text, "nothing has come of the guest for")
+
+	// Who takes what has come keeps the guest waiting.
+	w = watcher{m: m, ready: true}
+	m.Await()
+	for range 10 {
+		require.Nil(t, w.tick())
+	}
+	m.Awaited()
+	require.Nil(t, w.tick())
+	require.Nil(t, w.tick())
+	require.NotNil(t, w.tick())
+}
+
+// TestNoBuiltinIndex: drivers that are not among the modules are taken for built in where
+// nothing says what is, and the guest's failure tells of that.
+func TestNoBuiltinIndex(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "modules.dep"), []byte("extra/mine.ko:\n"), 0o644))
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "extra"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "extra/mine.ko"), []byte("\x7fELF"), 0o644))
+	o := Options{Machine: vmm.Config{Kernel: "/proc/self/exe"}, ModulesDir: dir, Modules: []string{"mine"}}
+	m, err := New(o)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, m.Close()) })
+	require.ErrorIs(t, m.missing, errNoBuiltin)
+	assert.Equal(t, []string{"lib/modules/extra/mine.ko"}, m.archive.config.Modules)
+	w := watcher{m: m}
+	assert.Contains(t, w.notUp(), "it may lack modules: "+dir+": there is no modules.builtin")
+
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "modules.builtin"), nil, 0o644))
+	_, err = New(o)
+	assert.ErrorIs(t, err, ErrNoDriver)
 }
 
 func TestCaller(t *testing.T) {

@@ -1,6 +1,7 @@
 package guests
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -107,6 +108,29 @@ func TestExecFailures(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestExecHangWaits: while nobody reads what the command has written, its silence is not
+// the guest's.
+func TestExecHangWaits(t *testing.T) {
+	nested.RequireSuite(t, nested.SuiteMatrix)
+	t.Parallel()
+	const hang = 3 * time.Second
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	defer r.Close()
+	e := execVole(t, 0, []string{"--hang", hang.String()}, "dd", "if=/dev/zero", "bs=64k", "count=64")
+	e.Stdout = w
+	running := e.begin(t)
+	require.NoError(t, w.Close())
+	_, err = io.ReadFull(r, make([]byte, 64<<10)) // the command has begun
+	require.NoError(t, err)
+	time.Sleep(2 * hang)
+	n, err := io.Copy(io.Discard, r)
+	require.NoError(t, err)
+	assert.EqualValues(t, 63*64<<10, n)
+	res := running.wait()
+	assert.Equal(t, 0, res.code, res.stderr)
 }
 
 // checkReason looks for the reason in the first line on stderr, and for words on the

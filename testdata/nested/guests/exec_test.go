@@ -279,6 +279,21 @@ trap "echo got TERM; exit 9" TERM; echo ready; while :; do sleep 0.1; done`)
 		require.NoError(t, e.Process.Signal(syscall.SIGQUIT))
 		assert.Equal(t, result{code: 131, stdout: "ready\n"}, r.wait())
 	})
+	t.Run("while the kernel is unpacked for the next run", func(t *testing.T) {
+		t.Parallel()
+		cache := filepath.Join(t.TempDir(), "cache")
+		e := execKernel(t, asset(t, nested.KernelDefault), cache, nil, "sh", "-c", "exit 7")
+		said := newWatched()
+		e.Stderr = said
+		r := e.begin(t)
+		require.True(t, said.until("unpacking the kernel into the cache"), "%s", said)
+		require.NoError(t, e.Process.Signal(syscall.SIGTERM))
+		assert.Equal(t, 7, r.wait().code, "the command's: %s", said)
+		for _, name := range names(t, cache) {
+			assert.NotContains(t, name, ".tmp")
+			assert.NotContains(t, name, ".vmlinux")
+		}
+	})
 }
 
 // TestExecFiles: the command sees this machine's files, and what it writes stays where
