@@ -232,6 +232,11 @@ func (s *execSession) options(writable []string) (harness.Options, error) {
 		Logger: s.log,
 	}
 	o.Root.Writable = harness.Outermost(append(slices.Clone(s.flags.rw), writable...))
+	for _, share := range s.machine.Shares {
+		if share.At != "" {
+			o.Shares = append(o.Shares, wire.Mount{Tag: share.Tag, Dir: wire.Text(filepath.Clean(share.At)), ReadOnly: share.ReadOnly})
+		}
+	}
 	o.CorePattern = harness.CorePattern()
 	if name, err := os.Hostname(); err == nil {
 		o.Hostname = name

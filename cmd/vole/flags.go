@@ -84,7 +84,7 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 		f.given = append(f.given, func(m *spec.Machine) { m.Shares = append(m.Shares, d) })
 		return err
 	}}, "share", "a directory of this host, for mount -t virtiofs TAG in the guest (repeatable): "+spec.ShareUsage+
-		"; with locks=host files are locked for the host's programs too, and a lock that is not free within 10 seconds fails with ENOLCK")
+		"; the guest of exec has it mounted at PATH, if that is said; with locks=host files are locked for the host's programs too, and a lock that is not free within 10 seconds fails with ENOLCK")
 	text("transport", "", "WAY", "how the guest reaches its virtio devices: pci (default), mmio, or mmio-cmdline (named on the kernel's command line, for kernels without ACPI)",
 		func(m *spec.Machine, s string) { m.Transport = s })
 	fs.BoolFunc("rng", "give the guest a source of entropy", func(s string) error {

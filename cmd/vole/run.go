@@ -90,6 +90,11 @@ func (f *runFlags) run() error {
 	if err != nil {
 		return err
 	}
+	for _, share := range machine.Shares {
+		if share.At != "" {
+			return &usageError{fmt.Errorf("--share: %s: at is for exec: the guest of run mounts it by itself", share.Dir)}
+		}
+	}
 	ignoreStops()
 	s := &session{
 		command: "run",

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path"
 	"strings"
 
 	"github.com/vole-vmm/vole/virtio"
@@ -29,6 +30,9 @@ type Share struct {
 	// Owner, UID:GID, is whom the files of the user that vole runs as belong to in the guest. Without
 	// it numbers are the same on both sides.
 	Owner string `json:"owner,omitempty"`
+	// At is where the guest of a command has it mounted, an absolute path, which is made if it is not
+	// there. Any other guest mounts it by itself.
+	At string `json:"at,omitempty"`
 }
 
 var shareOptions = []option[Share]{
@@ -37,10 +41,11 @@ var shareOptions = []option[Share]{
 	{"locks", "", func(s *Share, v string) error { s.Locks = v; return nil }},
 	{"xattr", "on", func(s *Share, v string) (err error) { s.Xattr, err = onOff(v); return err }},
 	{"owner", "", func(s *Share, v string) error { s.Owner = v; return nil }},
+	{"at", "", func(s *Share, v string) error { s.At = v; return nil }},
 }
 
 // ShareUsage is the form that ParseShare reads, for help texts.
-const ShareUsage = "DIR:TAG[,ro][,cache=auto|none|always][,locks=guest|host][,xattr][,owner=UID:GID]"
+const ShareUsage = "DIR:TAG[,ro][,cache=auto|none|always][,locks=guest|host][,xattr][,owner=UID:GID][,at=PATH]"
 
 // ParseShare reads a share in the form of [ShareUsage]. The tag is behind the last colon. A comma in the
 // directory's name is written twice.
@@ -83,6 +88,9 @@ func (s Share) options(cpus int) (hostdir.Options, fs.Options, error) {
 	}
 	if err := fs.CheckTag(s.Tag); err != nil {
 		return fail("%w", err)
+	}
+	if s.At != "" && (!path.IsAbs(s.At) || path.Clean(s.At) == "/") {
+		return fail("at: %q is not an absolute path below the root", s.At)
 	}
 	var err error
 	if dir.Cache, err = nameOf(s.Cache, hostdir.CacheAuto, hostdir.CacheNone, hostdir.CacheAlways); err != nil {

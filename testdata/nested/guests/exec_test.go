@@ -309,7 +309,8 @@ func TestExecFiles(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(lost, "old"), []byte("old"), 0o644))
 	// The guest has a /run and a /dev/shm of its own, with these in them.
 	run, shm := inMemory(t, "/run"), inMemory(t, "/dev/shm")
-	flags := []string{"--rw", kept, "--rw", run, "--rw", shm, "--env", "GIVEN=a b", "--cwd", lost}
+	beside := t.TempDir()
+	flags := []string{"--rw", kept, "--rw", run, "--rw", shm, "--env", "GIVEN=a b", "--cwd", lost, "--share", beside + ":beside,at=/srv/a/b"}
 	e := execVole(t, 4, flags, "sh", "-c", `
 pwd; echo "$PWD"; echo "$GIVEN"; echo "$INHERITED"; id -u; umask
 for d in "$1" "$2"; do
@@ -319,6 +320,7 @@ done
 echo anywhere >/bin/new && cat /bin/new
 echo run >$3/file; echo shm >$4/file; echo lost >/run/other; cat $3/file $4/file; ls /dev/shm | wc -l
 hostname; date +%s
+echo shared >/srv/a/b/file
 (sh -c 'kill -SEGV $$'; :) 2>/dev/null; ls | grep -c '^core\.sh\.'`, "sh", kept, lost, run, shm)
 	inShell(e, `ulimit -c unlimited; exec "$@"`)
 	e.Env = append(e.Env, "INHERITED=yes", "GIVEN=not this")
@@ -346,6 +348,8 @@ hostname; date +%s
 	assert.Equal(t, []string{"deep", "hard", "link", "new", "older"}, names(t, kept))
 	assert.Equal(t, []string{"old"}, names(t, lost))
 	assert.NoFileExists(t, "/bin/new")
+	assert.Equal(t, []string{"file"}, names(t, beside))
+	assert.NoDirExists(t, "/srv/a")
 	b, err := os.ReadFile(filepath.Join(kept, "deep/er/file"))
 	require.NoError(t, err)
 	assert.Equal(t, "x\n", string(b))
