@@ -465,9 +465,10 @@ func TestTrafficAndLife(t *testing.T) {
 			} else {
 				require.NoError(t, n.Function.Close(patient(t)))
 			}
-			before, called := n.Snapshot(), lateCalls(b)
+			before, called, irqs := n.Snapshot(), lateCalls(b), n.QueueIRQ.Count()
 			time.Sleep(time.Millisecond)
 			require.True(t, bytes.Equal(before, n.Snapshot()), "a guest after its reset")
+			require.Equal(t, irqs, n.QueueIRQ.Count(), "interrupts of a device that was reset")
 			require.Equal(t, called, lateCalls(b), "the backend of a device that was reset")
 			require.NoError(t, n.Function.Close(patient(t)))
 		}

@@ -4,6 +4,7 @@ import (
 	"io"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -256,6 +257,84 @@ func TestBufferTooSmall(t *testing.T) {
 		g.send(packet{srcPort: 1, dstPort: 2, op: opRW})
 		g.boot()
 		fromHost(g, 5)
+	})
+}
+
+// TestBeforeDriverOK: nothing is taken or given before the driver is there (rule 2).
+func TestBeforeDriverOK(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		g := newGuest(t, open, vsock.Options{})
+		g.Reset()
+		g.Negotiate(0)
+		g.rx, g.tx = g.SetUp(0, 16), g.SetUp(1, 16)
+		in := g.In(rxBuffer)
+		g.rxBufs = map[uint32]virtiotest.Buffer{}
+		g.give(in)
+		copy(g.Bytes(g.hdr), g.fill(packet{srcPort: 1, dstPort: 2, op: opRW}).header())
+		g.tx.Add(g.hdr)
+		g.Regs.Notify(0)
+		g.Regs.Notify(1)
+		before, irqs := g.Snapshot(), g.QueueIRQ.Count()
+		assert.Never(t, func() bool { return g.rx.UsedIndex()+g.tx.UsedIndex() > 0 }, 30*time.Millisecond, time.Millisecond)
+		assert.Equal(t, before, g.Snapshot())
+		assert.Equal(t, irqs, g.QueueIRQ.Count())
+		g.DriverOK()
+		g.tx.Next()
+		assert.EqualValues(t, opRST, g.next().op)
+	})
+}
+
+// TestBrokenRings: an available ring that claims more than it has (rule 10) stops the
+// device, which tells the driver (rule 6) and lives on after a reset. A connection ends.
+func TestBrokenRings(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		for _, tt := range []struct {
+			name string
+			of   func(*guest) *virtiotest.Queue
+		}{
+			{"receive", func(g *guest) *virtiotest.Queue { return g.rx }},
+			{"transmit", func(g *guest) *virtiotest.Queue { return g.tx }},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				g := newGuest(t, open, vsock.Options{})
+				g.few = 2
+				g.boot()
+				c, _ := fromHost(g, 5)
+				q := tt.of(g)
+				q.SetAvailable(q.Available() + 1000)
+				g.Regs.Notify(q.Index)
+				g.Until("the ring is looked at", func() bool {
+					if tt.name == "receive" { // for something to give, when what it had before is used up
+						require.NoError(t, c.SetWriteDeadline(time.Now().Add(time.Millisecond)))
+						_, _ = c.Write([]byte("x"))
+					}
+					return g.Regs.Status()&virtio.StatusNeedsReset != 0
+				})
+				g.NeedsReset()
+				g.boot()
+				_, err := c.Read(make([]byte, 1))
+				assert.ErrorIs(t, err, syscall.ECONNRESET)
+				fromHost(g, 5)
+			})
+		}
+	})
+}
+
+// TestSameBufferTwice: a packet whose chain names one buffer again has those bytes again.
+func TestSameBufferTwice(t *testing.T) {
+	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
+		g := newGuest(t, open, vsock.Options{})
+		c, s := fromHost(g, 5)
+		data := g.Out([]byte("again"))
+		p := g.fill(packet{srcPort: s.port, dstPort: s.hostPort, op: opRW, len: 10})
+		copy(g.Bytes(g.hdr), p.header())
+		g.tx.Add(g.hdr, data, data)
+		g.tx.Kick()
+		g.tx.Next()
+		got := make([]byte, 10)
+		_, err := io.ReadFull(c, got)
+		require.NoError(t, err)
+		assert.Equal(t, "againagain", string(got))
 	})
 }
 

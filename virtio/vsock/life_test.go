@@ -53,7 +53,7 @@ func TestReset(t *testing.T) {
 			g.next()
 
 			g.Reset()
-			after := g.Snapshot()
+			after, irqs := g.Snapshot(), g.QueueIRQ.Count()
 			_, err = await(t, reading)
 			require.ErrorIs(t, err, syscall.ECONNRESET)
 			_, err = await(t, writing)
@@ -77,6 +77,7 @@ func TestReset(t *testing.T) {
 				require.NoError(t, c.Close())
 			}
 			assert.Equal(t, after, g.Snapshot(), "the guest's memory after its reset")
+			assert.Equal(t, irqs, g.QueueIRQ.Count(), "interrupts after its reset")
 			g.until("none is left but who has not said where to", func() bool { return g.dev.Stats().Conns == 1 })
 
 			g.boot()
