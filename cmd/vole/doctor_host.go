@@ -171,13 +171,24 @@ func (p *patient) nesting(d *diagnosis) {
 	d.add(levelOK, name, "", "this host is not a virtual machine; %s", inner)
 }
 
+// tryDevice opens a device, as who uses it does: a file in /dev may have nothing behind it.
+func (p *patient) tryDevice(name string) error {
+	fd, err := unix.Open(p.path(name), unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err == nil {
+		_ = unix.Close(fd)
+	}
+	return err
+}
+
 // tun is about the device that guest networks over tap need.
 func (p *patient) tun(d *diagnosis) {
 	const name, dev = "tun", "dev/net/tun"
-	err := unix.Access(p.path(dev), unix.R_OK|unix.W_OK)
+	err := p.tryDevice(dev)
 	switch {
 	case err == nil:
 		d.add(levelOK, name, "", "/dev/net/tun can be used: a network over a tap device is possible; %s", p.createsTaps())
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		d.add(levelWarn, name, "sudo modprobe tun", "/dev/net/tun has no driver in this kernel: no network over a tap device")
 	case errors.Is(err, fs.ErrNotExist):
 		d.add(levelWarn, name, "sudo modprobe tun (in a container: --device /dev/net/tun)", "there is no /dev/net/tun: no network over a tap device")
 	default:
@@ -219,10 +230,12 @@ func (p *patient) userNet(d *diagnosis) {
 // vhost is about the kernel's own half of a tap device's queues.
 func (p *patient) vhost(d *diagnosis) {
 	const name, dev = "vhost-net", "dev/vhost-net"
-	err := unix.Access(p.path(dev), unix.R_OK|unix.W_OK)
+	err := p.tryDevice(dev)
 	switch {
 	case err == nil:
 		d.add(levelOK, name, "", "/dev/vhost-net can be used: --net tap=NAME,vhost=on is possible")
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		d.add(levelWarn, name, "sudo modprobe vhost_net", "/dev/vhost-net has no driver in this kernel: no vhost=on for a tap device")
 	case errors.Is(err, fs.ErrNotExist):
 		d.add(levelWarn, name, "sudo modprobe vhost_net", "there is no /dev/vhost-net: no vhost=on for a tap device")
 	default:

@@ -7,11 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/vole-vmm/vole/boot/kernel"
 	"github.com/vole-vmm/vole/vmm"
@@ -126,6 +128,26 @@ func TestDoctorFindings(t *testing.T) {
 				assert.True(t, f.Level != levelFail || !d.CanBoot, "%v", f)
 			}
 		})
+	}
+}
+
+// TestDoctorNoDriver: a file in /dev that nothing is behind can't be used.
+func TestDoctorNoDriver(t *testing.T) {
+	root := tree(t, map[string]string{"dev/net/x": ""})
+	for _, name := range []string{"dev/net/tun", "dev/vhost-net"} {
+		// A socket can't be opened either: ENXIO.
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		require.NoError(t, err)
+		defer unix.Close(fd)
+		t.Chdir(root) // a socket's path may be short only
+		require.NoError(t, unix.Bind(fd, &unix.SockaddrUnix{Name: name}))
+	}
+	d := (&patient{root: root, info: goodHost}).examine()
+	for _, name := range []string{"tun", "vhost-net"} {
+		i := slices.IndexFunc(d.Findings, func(f finding) bool { return f.Name == name })
+		require.GreaterOrEqual(t, i, 0)
+		assert.Equal(t, levelWarn, d.Findings[i].Level)
+		assert.Contains(t, d.Findings[i].Says, "has no driver in this kernel")
 	}
 }
 

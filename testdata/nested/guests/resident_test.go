@@ -57,7 +57,7 @@ func BenchmarkResident(b *testing.B) {
 		args            []string
 	}{
 		{"embed", 5, 0, []string{embed, kernel, initrd, words}},
-		{"vole", 8, 3, []string{asset(b, nested.AssetVole), "run", "-k", kernel, "-i", initrd, "-m", "128M", "--cmdline", words}},
+		{"vole", 6.5, 3, []string{asset(b, nested.AssetVole), "run", "-k", kernel, "-i", initrd, "-m", "128M", "--cmdline", words}},
 		{"vole-disk", 8, 3, []string{asset(b, nested.AssetVole), "run", "-k", kernel, "-i", withDisk, "-m", "128M", "--cmdline", words, "--disk", image(b, 16<<20)}},
 	}
 	for _, p := range programs {
