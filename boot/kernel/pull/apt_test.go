@@ -1,6 +1,7 @@
 package pull
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"path/filepath"
@@ -9,6 +10,9 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/boot/initramfs"
+	"github.com/vole-vmm/vole/boot/kernel"
 )
 
 // fakeGet is an apt-get that knows what is in the directory $FAKE: packages as files, "old" while
@@ -141,6 +145,31 @@ func TestPullApt(t *testing.T) {
 			assert.NotContains(t, strings.Join(aptLog(t, opt.apt, opt), "\n"), "update", "the lists are fresh")
 		})
 	}
+}
+
+// TestPullRealApt fetches Debian's kernel by this machine's apt, in `make soak`: it has what
+// a guest of `vole exec` needs.
+func TestPullRealApt(t *testing.T) {
+	if os.Getenv("VOLE_SUITE") != "soak" {
+		t.Skip("it downloads 30 MB: in make soak only")
+	}
+	if b, err := os.ReadFile("/etc/os-release"); err != nil || !bytes.Contains(b, []byte("ID=debian\n")) {
+		t.Skip("this machine is not a Debian")
+	}
+	opt := testOptions(t)
+	r, err := Pull(t.Context(), source(t, "debian"), opt)
+	require.NoError(t, err)
+	require.NotEmpty(t, r.ModulesDir)
+	release, err := kernel.Release(r.Path)
+	require.NoError(t, err)
+	assert.Equal(t, r.Release, release)
+	d, err := initramfs.OpenModules(r.ModulesDir)
+	require.NoError(t, err)
+	_, err = d.Select(initramfs.SelectOptions{}, "virtio_pci", "virtio_mmio", "virtiofs", "vmw_vsock_virtio_transport", "overlay")
+	assert.NoError(t, err)
+	r, err = Pull(t.Context(), source(t, "debian"), opt)
+	require.NoError(t, err)
+	assert.True(t, r.Present)
 }
 
 func TestPullAptEnded(t *testing.T) {
