@@ -42,6 +42,15 @@ func TestMain(m *testing.M) {
 			o.Assets = append(o.Assets, nested.AssetFio)
 		}
 		o.Files = slices.Concat(o.Files, netTools(), gitTools())
+		path, err := firecrackerPath()
+		if err == nil && !nested.Inside() {
+			err = buildFirecracker()
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		o.Files = append(o.Files, path)
 	}
 	if nested.CurrentSuite() == nested.SuiteBench {
 		o.Disk = "512M" // for BenchmarkDisk
