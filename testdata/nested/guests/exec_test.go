@@ -321,6 +321,9 @@ echo anywhere >/bin/new && cat /bin/new
 echo run >$3/file; echo shm >$4/file; echo lost >/run/other; cat $3/file $4/file; ls /dev/shm | wc -l
 hostname; date +%s
 echo shared >/srv/a/b/file
+for m in proc:/proc sysfs:/sys devtmpfs:/dev devpts:/dev/pts tmpfs:/dev/shm tmpfs:/run cgroup2:/sys/fs/cgroup bpf:/sys/fs/bpf tracefs:/sys/kernel/tracing; do
+	grep -q "^[^ ]* ${m#*:} ${m%%:*} " /proc/mounts || echo "$m is not mounted"
+done
 (sh -c 'kill -SEGV $$'; :) 2>/dev/null; ls | grep -c '^core\.sh\.'`, "sh", kept, lost, run, shm)
 	inShell(e, `ulimit -c unlimited; exec "$@"`)
 	e.Env = append(e.Env, "INHERITED=yes", "GIVEN=not this")

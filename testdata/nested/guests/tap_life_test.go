@@ -9,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -85,7 +84,7 @@ func tapDrops(t testing.TB) int {
 }
 
 // flood sends datagrams to everybody on the tap until it has had no room for 2000 of
-// them, more than it and a ring hold together.
+// them, more than it and a ring hold together. A guest that takes them gets 50,000.
 func flood(t testing.TB) {
 	t.Helper()
 	c, err := net.Dial("udp", "10.9.0.255:9")
@@ -93,8 +92,7 @@ func flood(t testing.TB) {
 	defer c.Close()
 	data := make([]byte, 1000)
 	most := tapDrops(t) + 2000
-	for end := time.Now().Add(time.Minute); tapDrops(t) < most; {
-		require.True(t, time.Now().Before(end), "the tap takes it all: %d frames dropped", tapDrops(t))
+	for sent := 0; tapDrops(t) < most && sent < 50_000; sent += 100 {
 		for range 100 {
 			if _, err := c.Write(data); err != nil && !errors.Is(err, syscall.ENOBUFS) {
 				require.NoError(t, err)
