@@ -48,9 +48,10 @@ type Cmd struct {
 	// After the command's end.
 	ProcessState *ProcessState
 
-	wire  wire.Command
-	pipes []io.Closer  // the caller's ends, closed when Wait has seen the end
-	ends  [4]io.Closer // the command's ends of pipes, closed with its streams
+	wire    wire.Command
+	pipes   []io.Closer  // the caller's ends, closed when Wait has seen the end
+	ends    [4]io.Closer // the command's ends of pipes, closed with its streams
+	settled sync.Once
 
 	mu       sync.Mutex
 	begun    bool
@@ -61,8 +62,7 @@ type Cmd struct {
 	process  int
 	going    chan struct{} // closed when the guest has started it, or at the end
 	finished chan struct{} // closed with the end
-	left     chan struct{} // closed, once, when nobody waits for the writers any more
-	once     sync.Once
+	left     chan struct{} // closed when nobody waits for the writers any more
 	state    *ProcessState
 	err      error
 }
@@ -109,32 +109,32 @@ var defaultEnv = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 // Early is the command for the agent's configuration: the agent starts it by itself. It
 // counts as Start.
 func (c *Cmd) Early() (*wire.Command, error) {
-	if err := c.begin(wire.OpExec); err != nil {
+	if err := c.claim(); err != nil {
 		return nil, err
+	}
+	if err := c.begin(wire.OpExec); err != nil {
+		return nil, c.fail(err)
 	}
 	return &c.wire, nil
 }
 
 // Start starts the command, and returns when the guest has: an error is a *StartError if
-// the program can't be run. It waits for the agent if that has not connected yet.
+// the program can't be run. It waits for the agent if that has not connected yet. When it
+// fails, the command's pipes are closed.
 func (c *Cmd) Start() error { return c.start(wire.OpExec) }
 
 func (c *Cmd) start(op wire.Op) error {
-	c.mu.Lock()
-	used := c.begun
-	c.mu.Unlock()
-	if used {
-		return ErrUsed
+	if err := c.claim(); err != nil {
+		return err
 	}
 	if _, err := c.guest.Ready(c.ctx); err != nil {
-		return err
+		return c.fail(err)
 	}
 	if err := c.begin(op); err != nil {
-		return err
+		return c.fail(err)
 	}
 	if err := c.guest.send(wire.KindStart, &c.wire); err != nil {
-		c.finish(nil, err)
-		return c.failure()
+		return c.fail(err)
 	}
 	select {
 	case <-c.going:
@@ -147,14 +147,30 @@ func (c *Cmd) start(op wire.Op) error {
 	return c.failure()
 }
 
+// claim makes the command used.
+func (c *Cmd) claim() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.begun {
+		return ErrUsed
+	}
+	c.begun = true
+	return nil
+}
+
+// fail ends a command that can't be started.
+func (c *Cmd) fail(err error) error {
+	c.finish(nil, err)
+	return c.failure()
+}
+
 // failure is why the command has not started.
 func (c *Cmd) failure() error {
 	c.mu.Lock()
 	err := c.err
 	c.mu.Unlock()
 	if err != nil {
-		c.join()
-		c.forget()
+		c.settle()
 	}
 	return err
 }
@@ -162,13 +178,6 @@ func (c *Cmd) failure() error {
 // begin fixes what the agent is told and makes the command known, so that its streams
 // can come.
 func (c *Cmd) begin(op wire.Op) error {
-	c.mu.Lock()
-	used := c.begun
-	c.begun = true
-	c.mu.Unlock()
-	if used {
-		return ErrUsed
-	}
 	args := c.Args
 	if len(args) == 0 {
 		args = []string{c.Path}
@@ -184,24 +193,24 @@ func (c *Cmd) begin(op wire.Op) error {
 	if c.User != nil {
 		w.UID, w.GID, w.Groups = c.User.UID, c.User.GID, c.User.Groups
 	}
-	c.plan(&w)
 	g := c.guest
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.err != nil {
 		return g.err
 	}
-	g.nextID++
-	w.ID = g.nextID
-	g.running[w.ID] = c
-	c.mu.Lock()
-	c.wire = w
-	c.mu.Unlock()
+	c.plan(&w)
 	for i := range c.streams {
 		if c.streams[i].w != nil {
 			c.output.Add(1)
 		}
 	}
+	g.nextID++
+	w.ID = g.nextID
+	c.wire = w
+	g.running[w.ID] = c
 	g.workers.Go(c.watch)
 	return nil
 }
@@ -273,15 +282,7 @@ func (c *Cmd) Wait() error {
 		return errors.New("the command was not started")
 	}
 	<-c.finished
-	c.mu.Lock()
-	pipes := c.pipes
-	c.pipes = nil
-	c.mu.Unlock()
-	for _, p := range pipes {
-		_ = p.Close()
-	}
-	c.join()
-	c.forget()
+	c.settle()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ProcessState = c.state
@@ -305,6 +306,22 @@ func (c *Cmd) Wait() error {
 		return all[0]
 	}
 	return all
+}
+
+// settle waits for the output of a command that has ended, and closes what is open for it.
+func (c *Cmd) settle() {
+	c.settled.Do(func() {
+		for _, p := range c.pipes {
+			_ = p.Close()
+		}
+		c.join()
+		c.forget()
+		for _, e := range c.ends {
+			if e != nil {
+				_ = e.Close()
+			}
+		}
+	})
 }
 
 // moot says whether a writer's error tells nothing that a command's end does not: its

@@ -133,7 +133,7 @@ func (c *Cmd) join() {
 			c.giveUp(i)
 		}
 	}
-	c.once.Do(func() { close(c.left) })
+	close(c.left)
 	<-all
 }
 
