@@ -26,12 +26,13 @@ type Cmd struct {
 	// Dir is the working directory in the guest; "" is the root.
 	Dir string
 	// Stdin, Stdout and Stderr are /dev/null where they are nil. A reader whose Read
-	// waits when the command ends is left behind, unless it has SetReadDeadline.
+	// waits when the command ends is left behind, unless it has SetReadDeadline: then
+	// nothing reads from it after Wait, and it has no deadline.
 	// Stdout and Stderr may be the same: then their bytes come in the order in which
 	// they were written. A writer that fails closes the command's end: SIGPIPE. A reader
 	// that fails, other than by io.EOF, is the end of what the command reads, and an
-	// error of Wait. When the guest has gone, or the context ended, a Write that waits is ended by SetWriteDeadline, or left
-	// behind.
+	// error of Wait. When the guest has gone, or the context ended, a Write that waits is
+	// ended by SetWriteDeadline, which is taken back, or left behind.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	// User is who runs the command; nil is root.
@@ -57,6 +58,7 @@ type Cmd struct {
 	begun    bool
 	streams  [4]stream
 	output   sync.WaitGroup // of the streams that the command writes
+	input    sync.WaitGroup // of those that it reads
 	copyErr  *StreamError   // of a writer
 	inErr    *StreamError   // of a reader
 	process  int
@@ -308,7 +310,8 @@ func (c *Cmd) Wait() error {
 	return all
 }
 
-// settle waits for the output of a command that has ended, and closes what is open for it.
+// settle waits for the output of a command that has ended, closes what is open for it, and
+// gives the caller's readers back.
 func (c *Cmd) settle() {
 	c.settled.Do(func() {
 		for _, p := range c.pipes {
@@ -316,6 +319,7 @@ func (c *Cmd) settle() {
 		}
 		c.join()
 		c.forget()
+		c.input.Wait()
 		for _, e := range c.ends {
 			if e != nil {
 				_ = e.Close()

@@ -13,11 +13,12 @@ import (
 
 // stream is one of a command's connections and what stands behind it here.
 type stream struct {
-	r    io.Reader   // for the command to read, or nil
-	w    io.Writer   // that takes what the command writes, or nil
-	conn net.Conn    // nil until it comes
-	late *time.Timer // until it must have come, once the command has ended
-	over bool        // it has not
+	r    io.Reader     // for the command to read, or nil
+	w    io.Writer     // that takes what the command writes, or nil
+	conn net.Conn      // nil until it comes
+	late *time.Timer   // until it must have come, once the command has ended
+	over bool          // it has not
+	done chan struct{} // closed when w is used no more; nil until conn comes
 }
 
 // plan says what the command's files are, to the agent and for attach.
@@ -71,7 +72,11 @@ func (c *Cmd) attach(i int, conn net.Conn) bool {
 	s.conn = conn
 	c.guest.hold(conn, s.w != nil)
 	if s.r != nil {
-		c.guest.workers.Go(func() { c.send(conn, s.r) })
+		c.input.Add(1)
+		c.guest.workers.Go(func() {
+			defer c.input.Done()
+			c.send(conn, s.r)
+		})
 	}
 	if s.w != nil {
 		if s.late != nil {
@@ -80,6 +85,7 @@ func (c *Cmd) attach(i int, conn net.Conn) bool {
 		}
 		// A Write that can't be interrupted must hold up neither Wait nor Close for ever.
 		done := make(chan struct{})
+		s.done = done
 		go func() {
 			defer close(done)
 			c.receive(i, conn, s.w)
@@ -115,26 +121,47 @@ func (c *Cmd) join() {
 		case <-c.ctx.Done():
 		}
 	}
-	end := time.Now().Add(lostBound)
-	for i := range c.streams {
-		if d, ok := c.streams[i].w.(interface{ SetWriteDeadline(time.Time) error }); ok {
-			_ = d.SetWriteDeadline(end)
-		}
-	}
+	c.hurry(time.Now().Add(lostBound))
 	bound := time.NewTimer(lostBound + lostBound/2)
 	defer bound.Stop()
 	select {
 	case <-all:
-		return
 	case <-bound.C:
+		for i := range c.streams {
+			if c.streams[i].w != nil {
+				c.giveUp(i)
+			}
+		}
+		close(c.left)
+		<-all
 	}
+	c.hurry(time.Time{})
+}
+
+// hurry gives the writers until end. The zero time takes that away again, but not from one
+// that was left behind with a Write.
+func (c *Cmd) hurry(end time.Time) {
 	for i := range c.streams {
-		if c.streams[i].w != nil {
-			c.giveUp(i)
+		if d, ok := c.streams[i].w.(interface{ SetWriteDeadline(time.Time) error }); ok && !(end.IsZero() && c.writing(i)) {
+			_ = d.SetWriteDeadline(end)
 		}
 	}
-	close(c.left)
-	<-all
+}
+
+// writing says whether a writer may still be in use.
+func (c *Cmd) writing(i int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := &c.streams[i]
+	if s.done == nil {
+		return false
+	}
+	select {
+	case <-s.done:
+		return false
+	default:
+		return true
+	}
 }
 
 // patience is how long output may take to come once the command has ended; the lock is
@@ -179,8 +206,9 @@ func (c *Cmd) giveUp(i int) {
 	c.output.Done()
 }
 
-// send copies what the command reads.
+// send copies what the command reads, until it ends.
 func (c *Cmd) send(conn net.Conn, in io.Reader) {
+	past := time.Unix(1, 0)
 	if d, ok := in.(interface{ SetReadDeadline(time.Time) error }); ok && d.SetReadDeadline(time.Time{}) == nil {
 		stop := make(chan struct{})
 		joined := make(chan struct{})
@@ -188,7 +216,10 @@ func (c *Cmd) send(conn net.Conn, in io.Reader) {
 			defer close(joined)
 			select {
 			case <-c.finished:
-				_ = d.SetReadDeadline(time.Unix(1, 0))
+				_ = d.SetReadDeadline(past)
+				_ = conn.SetWriteDeadline(past)
+				<-stop
+				_ = d.SetReadDeadline(time.Time{}) // it is the caller's again
 			case <-stop:
 			}
 		}()
@@ -206,6 +237,7 @@ func (c *Cmd) send(conn net.Conn, in io.Reader) {
 	select {
 	case <-done:
 	case <-c.finished:
+		_ = conn.SetWriteDeadline(past)
 	}
 }
 
