@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/vole-vmm/vole/guest/remote"
 	"github.com/vole-vmm/vole/guest/wire"
+	"github.com/vole-vmm/vole/vmm/harness"
 )
 
 // badFile can't be read or written.
@@ -26,6 +28,12 @@ func (b badFile) Write([]byte) (int, error) { return 0, b.err }
 // endedBy runs a command in a guest that answers to it with one frame, after it has written
 // something to stdout and read all of stdin.
 func endedBy(t *testing.T, in io.Reader, out io.Writer, kind wire.Kind, answer func(id uint32) any) (*remote.Cmd, error) {
+	t.Helper()
+	return endedAnd(t, in, out, kind, answer, nil)
+}
+
+// endedAnd is endedBy for a guest to which something happens then, before the output is taken.
+func endedAnd(t *testing.T, in io.Reader, out io.Writer, kind wire.Kind, answer func(id uint32) any, then func(g *remote.Guest)) (*remote.Cmd, error) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
@@ -61,10 +69,24 @@ func endedBy(t *testing.T, in io.Reader, out io.Writer, kind wire.Kind, answer f
 			o := dial(wire.Preface{Command: c.ID, Stream: 1})
 			_, _ = o.Write([]byte("x"))
 			_ = o.(*net.UnixConn).CloseWrite()
-			_, _ = o.Read(make([]byte, 1))
+			if then == nil {
+				_, _ = o.Read(make([]byte, 1))
+			}
 		}
 	}
 	require.NoError(t, w.Write(kind, answer(c.ID)))
+	if then != nil {
+		// The answer to what is asked behind it says that it was heard.
+		ping := make(chan error, 1)
+		go func() { ping <- g.Ping(t.Context()) }()
+		var p wire.Ping
+		f, err := wire.ReadFrame(control)
+		require.NoError(t, err)
+		require.NoError(t, f.Decode(&p))
+		require.NoError(t, w.Write(wire.KindPong, p))
+		require.NoError(t, <-ping)
+		then(g)
+	}
 	return cmd, <-ended
 }
 
@@ -119,4 +141,82 @@ func TestExecEnding(t *testing.T) {
 			assert.Equal(t, c.warns, stderr.String())
 		})
 	}
+}
+
+// TestExecOutputCut: the command's end is known, but its output waits for a reader when the
+// guest is ended: that is the ending, and not the command's own, of which something is
+// missing. What is taken in time changes nothing.
+func TestExecOutputCut(t *testing.T) {
+	timeout := &harness.Failure{Kind: harness.Timeout, Text: "the time for the guest has passed"}
+	panicked := &harness.Failure{Kind: harness.Panic, Text: "the guest's kernel panicked"}
+	signalled := &stopped{128 + 15, "SIGTERM"}
+	for name, c := range map[string]struct {
+		exited  wire.Exited
+		failure error
+		taken   bool
+		code    int
+		says    string
+		shows   string
+	}{
+		"timeout":              {exited: wire.Exited{Code: 1}, failure: timeout, code: 124, shows: "vole: exec: --timeout has passed: the guest was ended\n"},
+		"timeout, and fine":    {failure: timeout, code: 124, shows: "vole: exec: --timeout has passed: the guest was ended\n"},
+		"timeout, and killed":  {exited: wire.Exited{Signal: 9, OOM: true, OOMKills: 1}, failure: timeout, code: 124, shows: "vole: exec: --timeout has passed: the guest was ended\n"},
+		"panic":                {exited: wire.Exited{Code: 1}, failure: panicked, code: 121, shows: "vole: exec: the guest's kernel panicked\n"},
+		"signal":               {exited: wire.Exited{Code: 1}, failure: signalled, code: 143, says: "SIGTERM: the guest was ended"},
+		"signal, and fine":     {failure: signalled, code: 143, says: "SIGTERM: the guest was ended"},
+		"taken":                {exited: wire.Exited{Code: 1}, failure: timeout, taken: true, code: 1},
+		"taken, and a signal":  {exited: wire.Exited{Code: 1}, failure: signalled, taken: true, code: 1},
+		"taken, and all fine":  {failure: timeout, taken: true},
+		"without a reason":     {failure: remote.ErrClosed, code: 125, says: "stdout: cut short: the guest was closed"},
+		"its own, and no more": {exited: wire.Exited{Code: 3}, failure: remote.ErrClosed, code: 125, says: "stdout: cut short: the guest was closed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out := &lateWriter{takes: c.taken, begun: make(chan struct{}), bound: make(chan struct{})}
+			var stderr bytes.Buffer
+			s := &execSession{session: session{stderr: &lineWriter{w: &stderr}}}
+			var err error
+			s.cmd, err = endedAnd(t, nil, out, wire.KindExited, func(id uint32) any { c.exited.ID = id; return c.exited }, func(g *remote.Guest) {
+				<-out.begun
+				g.Fail(c.failure)
+			})
+			ctx, cancel := context.WithCancelCause(context.Background())
+			defer cancel(nil)
+			if c.failure == error(signalled) {
+				cancel(signalled)
+			}
+			s.guest = &harness.Machine{}
+			err = s.ending(ctx, err)
+			if c.code == 0 {
+				require.NoError(t, err)
+				return
+			}
+			var exit *exitError
+			require.ErrorAs(t, execError(err), &exit)
+			assert.Equal(t, c.code, exit.code)
+			assert.Equal(t, c.says, exit.Error())
+			assert.Equal(t, c.shows, stderr.String())
+		})
+	}
+}
+
+// lateWriter takes no more than one Write, when that has a deadline, or fails by it.
+type lateWriter struct {
+	takes        bool
+	begun, bound chan struct{}
+}
+
+func (w *lateWriter) SetWriteDeadline(t time.Time) error {
+	if !t.IsZero() {
+		close(w.bound)
+	}
+	return nil
+}
+
+func (w *lateWriter) Write(p []byte) (int, error) {
+	close(w.begun)
+	<-w.bound
+	if !w.takes {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return len(p), nil
 }

@@ -323,16 +323,20 @@ func (s *execSession) ending(ctx context.Context, err error) error {
 	if state := s.cmd.ProcessState; state != nil && state.OOMKills() > 0 && !state.OOM() {
 		s.warn("the guest had no memory left, and its kernel killed processes (%d), but not the command itself: --memory gives it more", state.OOMKills())
 	}
+	// What has ended the guest is in err only where the command's own end is not known, or its
+	// output was cut by that.
 	switch {
 	case err == nil:
 		return nil
+	case ctx.Err() != nil && (!isExit || errors.Is(err, remote.ErrCut)):
+		return s.stopped(ctx)
+	case errors.As(err, &failure):
+		return s.failed(failure)
 	case isExit && exit.OOM():
 		const text = "the guest had no memory left, and its kernel killed the command: --memory gives it more"
 		s.last.Err = errors.New(text)
 		s.show(text, s.guest.Screen())
 		return &exitError{code: codeExecMemory}
-	case ctx.Err() != nil && !isExit:
-		return s.stopped(ctx)
 	case lost != nil:
 		return &exitError{codeExecHost, lost}
 	case isExit && exit.Signal() != 0:
@@ -346,8 +350,6 @@ func (s *execSession) ending(ctx context.Context, err error) error {
 			return &exitError{codeExecNone, err}
 		}
 		return &exitError{codeExecStart, err}
-	case errors.As(err, &failure):
-		return s.failed(failure)
 	}
 	return err
 }
@@ -358,7 +360,7 @@ func (s *execSession) ending(ctx context.Context, err error) error {
 func (s *execSession) lost(streams []*remote.StreamError) (lost error) {
 	for _, e := range streams {
 		var errno syscall.Errno
-		if errors.As(e.Err, &errno) {
+		if !errors.Is(e, remote.ErrCut) && errors.As(e.Err, &errno) {
 			e = &remote.StreamError{File: e.File, Err: errno}
 		}
 		switch {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -60,7 +59,9 @@ type Cmd struct {
 	output   sync.WaitGroup // of the streams that the command writes
 	input    sync.WaitGroup // of those that it reads
 	copyErr  *StreamError   // of a writer
+	cutErr   *StreamError   // of what was not passed on
 	inErr    *StreamError   // of a reader
+	hurried  bool           // writers may have a deadline of ours
 	process  int
 	going    chan struct{} // closed when the guest has started it, or at the end
 	finished chan struct{} // closed with the end
@@ -274,8 +275,9 @@ func (c *Cmd) ended() bool {
 // command has ended with code 0, an *ExitError if it ended in another way, a *StartError
 // if it could not be started, or the guest's. If a reader or writer has failed, it is or
 // wraps a *StreamError, too: but one because nobody reads the output any more (EPIPE) is
-// left out where there is an *ExitError. As with exec.Cmd, everything is read from the
-// pipes before.
+// left out where there is an *ExitError. Output that is still on its way when the guest
+// goes or the context ends has a moment more; then the error is one that wraps ErrCut and
+// the guest's or the context's. As with exec.Cmd, everything is read from the pipes before.
 func (c *Cmd) Wait() error {
 	c.mu.Lock()
 	begun := c.begun
@@ -297,6 +299,9 @@ func (c *Cmd) Wait() error {
 	}
 	if c.copyErr != nil && (len(all) == 0 || !moot(c.copyErr)) {
 		all = append(all, c.copyErr)
+	}
+	if c.cutErr != nil {
+		all = append(all, c.cutErr)
 	}
 	if c.inErr != nil {
 		all = append(all, c.inErr)
@@ -329,10 +334,8 @@ func (c *Cmd) settle() {
 }
 
 // moot says whether a writer's error tells nothing that a command's end does not: its
-// reader has gone, as the command has heard, or the wait for it was given up.
-func moot(err error) bool {
-	return errors.Is(err, syscall.EPIPE) || errors.Is(err, os.ErrDeadlineExceeded)
-}
+// reader has gone, as the command has heard.
+func moot(err error) bool { return errors.Is(err, syscall.EPIPE) }
 
 // forget takes the command out of its guest, and closes its connections.
 func (c *Cmd) forget() {

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"errors"
 	"fmt"
 	"syscall"
 	"time"
@@ -126,3 +127,7 @@ func (e *StartError) Unwrap() error {
 	}
 	return syscall.Errno(e.Errno)
 }
+
+// ErrCut is wrapped by a StreamError of an output that was not all passed on when the wait
+// for it was over, beside the reason: the guest has gone, or the context ended.
+var ErrCut = errors.New("cut short")

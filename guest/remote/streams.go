@@ -2,8 +2,10 @@ package remote
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
 	"reflect"
 	"syscall"
 	"time"
@@ -134,6 +136,11 @@ func (c *Cmd) join() {
 		}
 		close(c.left)
 		<-all
+		for i := range c.streams {
+			if c.writing(i) {
+				c.missing(i)
+			}
+		}
 	}
 	c.hurry(time.Time{})
 }
@@ -141,6 +148,9 @@ func (c *Cmd) join() {
 // hurry gives the writers until end. The zero time takes that away again, but not from one
 // that was left behind with a Write.
 func (c *Cmd) hurry(end time.Time) {
+	c.mu.Lock()
+	c.hurried = true
+	c.mu.Unlock()
 	for i := range c.streams {
 		if d, ok := c.streams[i].w.(interface{ SetWriteDeadline(time.Time) error }); ok && !(end.IsZero() && c.writing(i)) {
 			_ = d.SetWriteDeadline(end)
@@ -200,6 +210,7 @@ func (c *Cmd) giveUp(i int) {
 	if settled {
 		return
 	}
+	c.missing(i)
 	if c.ends[i] != nil {
 		_ = c.ends[i].Close()
 	}
@@ -305,6 +316,9 @@ func (c *Cmd) receive(i int, conn net.Conn, w io.Writer) {
 			}
 			c.prolong(conn)
 		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			c.missing(i)
+		}
 		if err != nil {
 			return
 		}
@@ -324,9 +338,31 @@ func (c *Cmd) prolong(conn net.Conn) {
 	}
 }
 
+// missing notes that the rest of an output is not passed on.
+func (c *Cmd) missing(i int) {
+	err := ErrCut
+	if gone := c.guest.Err(); gone != nil {
+		err = fmt.Errorf("%w: %w", ErrCut, gone)
+	} else if ended := c.ctx.Err(); ended != nil {
+		err = fmt.Errorf("%w: %w", ErrCut, ended)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cutErr == nil {
+		c.cutErr = &StreamError{i, err}
+	}
+}
+
 // outputFailed notes why a writer takes no more. That a terminal was hung up is no
 // error: the command hears of it.
 func (c *Cmd) outputFailed(i int, err error) {
+	c.mu.Lock()
+	hurried := c.hurried
+	c.mu.Unlock()
+	if hurried && errors.Is(err, os.ErrDeadlineExceeded) {
+		c.missing(i)
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.copyErr == nil && err != io.ErrClosedPipe && !(i == wire.Terminal && errors.Is(err, syscall.EIO)) {

@@ -2,10 +2,16 @@ package remote
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"io"
 	"net"
+	"os"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -135,6 +141,127 @@ func TestWriterIsGivenBack(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, <-got)
 	assert.NotZero(t, errs.deadline.Load())
+}
+
+// slow takes a Write's bytes after a time, or none if its deadline comes before.
+type slow struct {
+	time time.Duration
+	end  chan time.Time
+	got  bytes.Buffer
+}
+
+func newSlow(d time.Duration) *slow { return &slow{time: d, end: make(chan time.Time, 10)} }
+
+func (s *slow) SetWriteDeadline(t time.Time) error {
+	s.end <- t
+	return nil
+}
+
+func (s *slow) Write(p []byte) (int, error) {
+	taken := time.NewTimer(s.time)
+	late := time.NewTimer(never)
+	for {
+		select {
+		case <-taken.C:
+			return s.got.Write(p)
+		case <-late.C:
+			return 0, os.ErrDeadlineExceeded
+		case t := <-s.end:
+			if late.Reset(never); !t.IsZero() {
+				late.Reset(time.Until(t))
+			}
+		}
+	}
+}
+
+const never = 1000 * time.Hour
+
+// The command's end is known and its output is not all taken when the guest fails or the
+// context ends: Wait says so, and why. What was taken in time is all that there is to say.
+func TestOutputIsCut(t *testing.T) {
+	gone := errors.New("it panicked")
+	fail := func(g *Guest, _ func()) { g.Fail(gone) }
+	cancel := func(_ *Guest, cancel func()) { cancel() }
+	live := func(*Guest, func()) {}
+	for name, c := range map[string]struct {
+		out  io.Writer
+		mute bool // the stream does not come
+		open bool // nor does its end
+		code int
+		end  func(g *Guest, cancel func())
+		want string
+		is   error
+	}{
+		"taken":                     {out: newSlow(time.Hour), code: 1, end: live, want: "exit status 1"},
+		"taken in time":             {out: newSlow(time.Second), code: 1, end: fail, want: "exit status 1"},
+		"taken in time, and fine":   {out: newSlow(time.Second), end: cancel},
+		"not taken":                 {out: newSlow(never), code: 1, end: fail, want: "exit status 1; stdout: cut short: it panicked", is: gone},
+		"not taken, and fine":       {out: newSlow(never), end: fail, want: "stdout: cut short: it panicked", is: gone},
+		"nobody waits":              {out: newSlow(never), code: 1, end: cancel, want: "exit status 1; stdout: cut short: context canceled", is: context.Canceled},
+		"left behind":               {out: untilClosed{}, code: 1, end: fail, want: "exit status 1; stdout: cut short: it panicked", is: gone},
+		"left behind, and fine":     {out: untilClosed{}, end: cancel, want: "stdout: cut short: context canceled", is: context.Canceled},
+		"it does not come":          {out: io.Discard, mute: true, end: live, want: "stdout: cut short", is: ErrCut},
+		"it does not come any more": {out: io.Discard, mute: true, code: 1, end: fail, want: "exit status 1; stdout: cut short: it panicked", is: gone},
+		"it does not end":           {out: io.Discard, open: true, end: live, want: "stdout: cut short", is: ErrCut},
+		"a bound of the caller's":   {out: refusing{os.ErrDeadlineExceeded}, code: 1, end: live, want: "exit status 1; stdout: i/o timeout"},
+		"closed":                    {out: refusing{syscall.EPIPE}, code: 1, end: live, want: "exit status 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, p, a := inBubble(t)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				cmd := g.CommandContext(ctx, "x")
+				cmd.Stdout = c.out
+				if s, ok := c.out.(*slow); ok {
+					cmd.Stdout = newSlow(s.time) // of this bubble
+				}
+				if _, ok := c.out.(untilClosed); ok {
+					u := untilClosed{make(chan struct{})}
+					defer close(u.closed)
+					cmd.Stdout = u
+				}
+				run := async(cmd.Run)
+				var w wire.Command
+				a.next(wire.KindStart, &w)
+				a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 2})
+				if !c.mute {
+					o := p.dial(t, wire.Preface{Command: w.ID, Stream: 1})
+					_, err := o.Write([]byte("its output"))
+					require.NoError(t, err)
+					if !c.open {
+						o.Close()
+					}
+				}
+				a.say(wire.KindExited, wire.Exited{ID: w.ID, Code: c.code})
+				synctest.Wait()
+				c.end(g, cancel)
+				err := <-run
+				if c.want == "" {
+					require.NoError(t, err)
+				} else {
+					require.EqualError(t, err, c.want)
+				}
+				assert.Equal(t, strings.Contains(c.want, "cut short"), errors.Is(err, ErrCut))
+				if c.is != nil {
+					require.ErrorIs(t, err, c.is)
+				}
+				var exit *ExitError
+				assert.Equal(t, c.code != 0, errors.As(err, &exit))
+				if s, ok := cmd.Stdout.(*slow); ok && !errors.Is(err, ErrCut) {
+					assert.Equal(t, "its output", s.got.String())
+				}
+			})
+		})
+	}
+}
+
+// untilClosed takes nothing, whatever its deadline.
+type untilClosed struct{ closed chan struct{} }
+
+func (u untilClosed) Write([]byte) (int, error) {
+	<-u.closed
+	return 0, net.ErrClosed
 }
 
 // deaf takes nothing, for ever, whatever its deadline.

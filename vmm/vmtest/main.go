@@ -286,18 +286,28 @@ func (r *mainRun) ending(m *harness.Machine, err error) int {
 	if state := r.cmd.ProcessState; state != nil && state.OOMKills() > 0 && !state.OOM() {
 		r.say("warning: the guest had no memory left, and its kernel killed processes (%d): the option Memory gives it more", state.OOMKills())
 	}
+	// What has ended the guest is in err only where the tests' end is not known, or output was cut
+	// by it.
+	ended := errors.As(err, &stop) || errors.As(err, &failure)
 	streams, lost := remote.StreamErrors(err), false
 	for _, e := range streams {
-		if e.File == 0 {
+		switch {
+		case e.File == 0:
 			r.say("warning: %v: the tests' input ends there", e)
-			continue
+		case !ended || !errors.Is(e, remote.ErrCut):
+			r.say("FAIL: %v", e)
+			lost = true
 		}
-		r.say("FAIL: %v", e)
-		lost = true
 	}
 	switch {
 	case err == nil:
 		return 0
+	case stop != nil:
+		r.say("FAIL: %v: the guest was ended%s", stop, screen(m.Screen()))
+		return stop.code
+	case failure != nil:
+		r.say("FAIL: %s%s", failure.Text, screen(failure.Console))
+		return 1
 	case errors.As(err, &exit):
 		switch {
 		case exit.OOM():
@@ -312,12 +322,6 @@ func (r *mainRun) ending(m *harness.Machine, err error) int {
 		return 1
 	case len(streams) > 0:
 		return 0
-	case errors.As(err, &stop):
-		r.say("FAIL: %v: the guest was ended%s", stop, screen(m.Screen()))
-		return stop.code
-	case errors.As(err, &failure):
-		r.say("FAIL: %s%s", failure.Text, screen(failure.Console))
-		return 1
 	}
 	r.say("FAIL: %v", err)
 	return 1

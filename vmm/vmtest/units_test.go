@@ -227,19 +227,37 @@ func TestMainEnding(t *testing.T) {
 		code int
 		says string
 	}{
-		"fine":         {nil, 0, ""},
-		"not writable": {&remote.StartError{Cause: wire.CauseFiles, What: "/x can't be made writable"}, 1, "vmtest: FAIL: /x can't be made writable\n"},
-		"full":         {&remote.StreamError{File: 1, Err: syscall.ENOSPC}, 1, "vmtest: FAIL: stdout: no space left on device\n"},
-		"no stdin":     {&remote.StreamError{File: 0, Err: syscall.EISDIR}, 0, "vmtest: warning: stdin: is a directory: the tests' input ends there\n"},
+		"fine":                        {nil, 0, ""},
+		"not writable":                {&remote.StartError{Cause: wire.CauseFiles, What: "/x can't be made writable"}, 1, "vmtest: FAIL: /x can't be made writable\n"},
+		"full":                        {&remote.StreamError{File: 1, Err: syscall.ENOSPC}, 1, "vmtest: FAIL: stdout: no space left on device\n"},
+		"cut by a panic":              {cutBy(0, &harness.Failure{Kind: harness.Panic, Text: "the guest's kernel panicked"}), 1, "vmtest: FAIL: the guest's kernel panicked\n"},
+		"failed, and cut by a panic":  {cutBy(1, &harness.Failure{Kind: harness.Panic, Text: "the guest's kernel panicked"}), 1, "vmtest: FAIL: the guest's kernel panicked\n"},
+		"cut by a signal":             {cutBy(0, &stopped{143, "terminated"}), 143, "vmtest: FAIL: terminated: the guest was ended\n"},
+		"failed, and cut by a signal": {cutBy(1, &stopped{143, "terminated"}), 143, "vmtest: FAIL: terminated: the guest was ended\n"},
+		"cut by nobody":               {cutBy(0, nil), 1, "vmtest: FAIL: stdout: cut short\n"},
+		"stopped":                     {&stopped{143, "terminated"}, 143, "vmtest: FAIL: terminated: the guest was ended\n"},
+		"no stdin":                    {&remote.StreamError{File: 0, Err: syscall.EISDIR}, 0, "vmtest: warning: stdin: is a directory: the tests' input ends there\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var stderr strings.Builder
 			r := newMainRun(nil)
 			r.stderr, r.cmd = &stderr, &remote.Cmd{}
-			assert.Equal(t, c.code, r.ending(nil, c.err))
+			assert.Equal(t, c.code, r.ending(&harness.Machine{}, c.err))
 			assert.Equal(t, c.says, stderr.String())
 		})
 	}
+}
+
+// cutBy is the error of tests whose output was cut, beside their own end or without one.
+func cutBy(code int, why error) error {
+	cut := &remote.StreamError{File: 1, Err: remote.ErrCut}
+	if why != nil {
+		cut.Err = fmt.Errorf("%w: %w", remote.ErrCut, why)
+	}
+	if code == 0 {
+		return cut
+	}
+	return errors.Join(&remote.ExitError{ProcessState: &remote.ProcessState{}}, cut)
 }
 
 // TestNoteInputs: go test's log gets the variables, if it is a log.
