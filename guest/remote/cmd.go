@@ -136,17 +136,10 @@ func (c *Cmd) start(op wire.Op) error {
 	if err := c.begin(op); err != nil {
 		return c.fail(err)
 	}
-	if err := c.guest.send(wire.KindStart, &c.wire); err != nil {
+	if err := c.guest.send(c.ctx, wire.KindStart, &c.wire); err != nil && c.ctx.Err() == nil {
 		return c.fail(err)
 	}
-	select {
-	case <-c.going:
-	case <-c.guest.done:
-		c.finish(nil, c.guest.Err())
-	case <-c.ctx.Done():
-		_ = c.Signal(syscall.SIGKILL)
-		c.finish(nil, c.ctx.Err())
-	}
+	<-c.going
 	return c.failure()
 }
 
@@ -225,8 +218,11 @@ func (c *Cmd) watch() {
 	case <-c.guest.done:
 		c.finish(nil, c.guest.Err())
 	case <-c.ctx.Done():
-		_ = c.Signal(syscall.SIGKILL)
+		err := c.Signal(syscall.SIGKILL)
 		c.finish(nil, c.ctx.Err())
+		if errors.Is(err, context.DeadlineExceeded) { // the agent may be told to start it yet
+			_ = c.guest.send(context.Background(), wire.KindSignal, wire.Signal{ID: c.wire.ID, Signal: int(syscall.SIGKILL)})
+		}
 	}
 }
 
@@ -369,7 +365,7 @@ func (c *Cmd) Signal(s syscall.Signal) error {
 	if ended {
 		return fmt.Errorf("%s: the command has ended", c.Path)
 	}
-	return c.guest.send(wire.KindSignal, wire.Signal{ID: id, Signal: int(s)})
+	return c.guest.tell(wire.KindSignal, wire.Signal{ID: id, Signal: int(s)})
 }
 
 // Resize gives the command's terminal another size.
@@ -377,5 +373,5 @@ func (c *Cmd) Resize(rows, cols uint16) error {
 	c.mu.Lock()
 	id := c.wire.ID
 	c.mu.Unlock()
-	return c.guest.send(wire.KindResize, wire.Resize{ID: id, Size: wire.Size{Rows: rows, Cols: cols}})
+	return c.guest.tell(wire.KindResize, wire.Resize{ID: id, Size: wire.Size{Rows: rows, Cols: cols}})
 }

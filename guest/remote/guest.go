@@ -33,7 +33,8 @@ const (
 	// maxCode and maxSignal are the largest that Linux has.
 	maxCode   = 255
 	maxSignal = 64
-	// lostBound is the same for a guest that is gone.
+	// lostBound is how long what a guest has sent may take to be passed on when it has
+	// gone, and how long an agent may take to read what is said to it in passing.
 	lostBound = 2 * time.Second
 	// drainBound is how long the rest of a command's output may take to come once
 	// it has ended: the agent sends it before it says so.
@@ -61,6 +62,7 @@ type Guest struct {
 	ready chan struct{} // closed when hello is there
 	done  chan struct{} // closed when err is there: nothing more comes of the guest
 	gone  chan struct{} // closed, once, some time after Close: what still waits is left behind
+	turn  chan struct{} // has a token while a frame is written
 	close sync.Once
 
 	mu      sync.Mutex
@@ -82,7 +84,7 @@ type Guest struct {
 func New(l net.Listener, o Options) *Guest {
 	g := &Guest{
 		l: l, log: o.Logger, lost: o.Lost,
-		ready: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}),
+		ready: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
 		running: make(map[uint32]*Cmd),
 		conns:   make(map[net.Conn]bool),
 		pings:   make(map[uint64]chan struct{}),
@@ -380,24 +382,55 @@ func (g *Guest) command(id uint32) *Cmd {
 	return g.running[id]
 }
 
-// send says something to the agent, which must be ready.
-func (g *Guest) send(k wire.Kind, v any) error {
+// send says something to the agent, which must be ready. One that reads nothing is waited
+// for until ctx ends, and is still told then if the frame's turn had come.
+func (g *Guest) send(ctx context.Context, k wire.Kind, v any) error {
+	select {
+	case g.turn <- struct{}{}:
+	case <-g.done:
+		return g.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	sent := make(chan error, 1)
 	g.mu.Lock()
 	w, err := g.out, g.err
+	if err == nil && w == nil {
+		err = ErrLost
+	}
+	if err == nil {
+		g.workers.Go(func() {
+			sent <- w.Write(k, v)
+			<-g.turn
+		})
+	}
 	g.mu.Unlock()
-	switch {
-	case err != nil:
-		return err
-	case w == nil:
-		return ErrLost
-	}
-	if err := w.Write(k, v); err != nil {
-		if gone := g.Err(); gone != nil {
-			return gone
-		}
+	if err != nil {
+		<-g.turn
 		return err
 	}
-	return nil
+	select {
+	case err = <-sent:
+	case <-g.done:
+		return g.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if gone := g.Err(); err != nil && gone != nil {
+		return gone
+	}
+	return err
+}
+
+// tell is send with a bound, for what is said without a context.
+func (g *Guest) tell(k wire.Kind, v any) error {
+	ctx, cancel := context.WithTimeout(context.Background(), lostBound)
+	defer cancel()
+	err := g.send(ctx, k, v)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("the agent in the guest does not read: %w", err)
+	}
+	return err
 }
 
 // ask sends what the agent answers with KindPong, and waits for that.
@@ -416,7 +449,7 @@ func (g *Guest) ask(ctx context.Context, k wire.Kind, body func(seq uint64) any)
 		delete(g.pings, seq)
 		g.mu.Unlock()
 	}()
-	if err := g.send(k, body(seq)); err != nil {
+	if err := g.send(ctx, k, body(seq)); err != nil {
 		return err
 	}
 	select {
@@ -441,12 +474,12 @@ func (g *Guest) Sync(ctx context.Context) error {
 }
 
 // Poweroff asks the guest to power off; the machine's own end says that it has.
-func (g *Guest) Poweroff() error { return g.send(wire.KindPoweroff, wire.Poweroff{}) }
+func (g *Guest) Poweroff() error { return g.tell(wire.KindPoweroff, wire.Poweroff{}) }
 
 // Renew has the guest look up the names of its root anew.
-func (g *Guest) Renew() error { return g.send(wire.KindRenew, wire.Renew{}) }
+func (g *Guest) Renew() error { return g.tell(wire.KindRenew, wire.Renew{}) }
 
 // SetClock sets the guest's clock.
 func (g *Guest) SetClock(t time.Time) error {
-	return g.send(wire.KindClock, wire.Clock{Unix: t.UnixNano()})
+	return g.tell(wire.KindClock, wire.Clock{Unix: t.UnixNano()})
 }
