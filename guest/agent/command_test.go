@@ -506,6 +506,60 @@ func TestWritableRun(t *testing.T) {
 	assert.True(t, late("/run") && late("/dev/shm/x") && !late("/runs") && !late("/dev"))
 }
 
+// A command's directory for temporary files is there where only the guest's own /run or
+// /dev/shm hides it, and all can write to it. Nothing else is made or changed for that.
+func TestTempDir(t *testing.T) {
+	run := ownDir(t, "/run", 0o755)
+	for _, dir := range []string{"rw", "ro"} {
+		require.NoError(t, os.Mkdir(filepath.Join(run, dir), 0o755))
+		require.NoError(t, os.Chown(filepath.Join(run, dir), boxMapped, boxMapped))
+	}
+	root := hostRoot()
+	root.Writable = append(root.Writable, wire.Text(run+"/rw"))
+	root.Visible = []wire.Text{wire.Text(run + "/ro")}
+	g, _ := newGuest(t, wire.Config{Root: root, Mounts: []wire.Mount{{Tag: "host", Dir: "/dev/shm/lead/host"}}})
+	said(t, g, `set -e; umask 022; mkdir /dev/shm/mine /tmp/away; mkdir -m 700 /dev/shm/theirs; chown 1000 /dev/shm/theirs
+		ln -s /dev/shm /tmp/link; touch /dev/shm/file; ln -s /dev/shm/gone /dev/shm/dangling`)
+	for name, c := range map[string]struct{ dir, want string }{
+		"missing":                         {"/dev/shm/a", "1777 0 made"},
+		"missing with what is above":      {"/run/b/c/d", "1777 0 made"},
+		"not clean":                       {"//dev/shm/./e/", "1777 0 made"},
+		"by a link":                       {"/tmp/link/f", "1777 0 made"},
+		"above a directory that is shown": {run, "1777 0 made"},
+		"above a share":                   {"/dev/shm/lead", "1777 0 made"},
+		"all of it":                       {"/dev/shm", "1777 0 made"},
+		"not for all":                     {"/run", "755 0 not made"},
+		"made by a command":               {"/dev/shm/mine", "755 0 not made"},
+		"the user's":                      {"/dev/shm/theirs", "700 1000 made"},
+		"the host's":                      {run + "/rw", "755 0 not made"},
+		"missing in the host's":           {run + "/rw/x", "not made"},
+		"missing in a share":              {"/dev/shm/lead/host/tmp/x", "not made"},
+		"missing in what is shown":        {run + "/ro/x", "not made"},
+		"missing elsewhere":               {"/tmp/away/x", "not made"},
+		"elsewhere":                       {"/tmp/away", "755 0 not made"},
+		"a file":                          {"/dev/shm/file", "644 0 not made"},
+		"below a file":                    {"/dev/shm/file/x", "not made"},
+		"a link to nowhere":               {"/dev/shm/dangling", "777 0 not made"},
+		"relative":                        {"shm/x", "not made"},
+		"empty":                           {"", "not made"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := sh(t, g, `stat -c '%a %u' "$TMPDIR" 2>/dev/null; mktemp "$TMPDIR/XXXXXX" >/dev/null 2>&1 && echo made || echo not made`)
+			cmd.Env = append(cmd.Env, "TMPDIR="+c.dir)
+			cmd.Dir, cmd.Umask = "/dev", 0o077
+			cmd.User = &remote.User{UID: 1000, GID: 1000}
+			out, err := cmd.Output()
+			require.NoError(t, err)
+			assert.Equal(t, c.want, strings.ReplaceAll(strings.TrimSpace(string(out)), "\n", " "))
+		})
+	}
+	for _, dir := range []string{"rw", "ro"} {
+		entries, err := os.ReadDir(filepath.Join(run, dir))
+		require.NoError(t, err)
+		assert.Empty(t, entries)
+	}
+}
+
 // The agent changes nothing in what is the host's: neither modes nor directories nor files.
 func TestHostUntouched(t *testing.T) {
 	root := hostRoot()

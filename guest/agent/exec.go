@@ -24,6 +24,14 @@ type starter struct {
 	umask int // as it is, plus one; 0 is not known
 }
 
+// mask sets the umask; the lock is held.
+func (s *starter) mask(umask int) {
+	if s.umask != umask+1 {
+		unix.Umask(umask)
+		s.umask = umask + 1
+	}
+}
+
 // busyBound is how long a program is waited for that is open for writing: a process
 // that is just being started may have inherited the descriptor for a moment.
 const busyBound = 2 * time.Second
@@ -57,12 +65,10 @@ func (c *command) fork(files [3]int) (*child, error) {
 		argv = []string{string(c.Path)}
 	}
 	c.makeRuntimeDir()
+	c.makeTempDir()
 	c.a.starts.Lock()
 	defer c.a.starts.Unlock()
-	if umask := int(c.Umask & 0o777); c.a.starts.umask != umask+1 {
-		unix.Umask(umask)
-		c.a.starts.umask = umask + 1
-	}
+	c.a.starts.mask(int(c.Umask & 0o777))
 	return c.find(attr, argv)
 }
 
@@ -199,18 +205,55 @@ func searchPath(env []string) string {
 	return defaultPath
 }
 
+// variable is the value of one in the command's environment, "" if it has none.
+func (c *command) variable(name string) string {
+	for _, kv := range c.Env {
+		if value, ok := strings.CutPrefix(string(kv), name+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
 // makeRuntimeDir makes the directory in /run that a user has from its login, if the
 // environment promises it.
 func (c *command) makeRuntimeDir() {
 	want := fmt.Sprintf("/run/user/%d", c.UID)
-	for _, kv := range c.Env {
-		if value, ok := strings.CutPrefix(string(kv), "XDG_RUNTIME_DIR="); ok && value == want {
-			// It may have been made for what is mounted below it.
-			if c.a.shares.makeDir(want, 0o700) == nil && !c.a.shares.have(want) {
-				_ = unix.Chown(want, int(c.UID), int(c.GID))
-				_ = unix.Chmod(want, 0o700)
-			}
-		}
+	if c.variable("XDG_RUNTIME_DIR") != want {
+		return
+	}
+	c.a.starts.Lock()
+	defer c.a.starts.Unlock()
+	c.a.starts.mask(0o022) // what is above it may be made, too
+	// It may have been made for what is mounted below it.
+	if c.a.shares.makeDir(want, 0o700) == nil && !c.a.shares.have(want) {
+		_ = unix.Chown(want, int(c.UID), int(c.GID))
+		_ = unix.Chmod(want, 0o700)
+	}
+}
+
+// makeTempDir makes the directory for temporary files that the environment names, if it
+// would be in memory of the guest's own, which hides the host's. All can write to it.
+func (c *command) makeTempDir() {
+	const perm = 0o1777
+	dir := c.variable("TMPDIR")
+	if !path.IsAbs(dir) {
+		return
+	}
+	dir = inOwnMemory(path.Clean(dir))
+	if dir == "" || c.a.shares.have(dir) {
+		return
+	}
+	c.a.starts.Lock()
+	defer c.a.starts.Unlock()
+	c.a.starts.mask(0o022) // what is above it may be made, too
+	if c.a.shares.makeDir(dir, perm) != nil || !c.a.leads(dir) {
+		return
+	}
+	// It was made for what is mounted below it.
+	var st unix.Stat_t
+	if unix.Stat(dir, &st) == nil && st.Mode == unix.S_IFDIR|0o755 && st.Uid == 0 {
+		_ = unix.Chmod(dir, perm)
 	}
 }
 

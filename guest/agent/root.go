@@ -3,7 +3,10 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -178,6 +181,43 @@ func late(path string) bool {
 		}
 	}
 	return false
+}
+
+// inOwnMemory is the path without links of what is, or would be, below /run or /dev/shm, if
+// those are the guest's own there; otherwise "". name is clean and absolute.
+func inOwnMemory(name string) string {
+	missing := ""
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
+	for err == unix.ENOENT && name != "/" {
+		missing = path.Join(path.Base(name), missing)
+		name = path.Dir(name)
+		fd, err = unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	var st unix.Statfs_t
+	if unix.Fstatfs(fd, &st) != nil || st.Type != unix.TMPFS_MAGIC {
+		return ""
+	}
+	real, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	if real = path.Join(real, missing); err != nil || !late(real) || real == "/run" || real == "/dev/shm" {
+		return ""
+	}
+	return real
+}
+
+// leads says whether something is mounted below dir that the configuration names.
+func (a *agent) leads(dir string) bool {
+	below := func(name wire.Text) bool { return strings.HasPrefix(string(name), dir+"/") }
+	for _, m := range a.Config.Mounts {
+		if below(m.Dir) {
+			return true
+		}
+	}
+	root := a.Config.Root
+	return root != nil && (slices.ContainsFunc(root.Writable, below) || slices.ContainsFunc(root.Visible, below))
 }
 
 // openBinds opens what is to be bound, as the share names it: links in it lead to
