@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -166,13 +168,20 @@ func (g *Guest) Fail(err error) {
 	}
 }
 
-// Close is Fail with ErrClosed, and joins every goroutine but those that wait for a
-// reader or writer of the caller's which can't be interrupted.
+// Close is Fail with ErrClosed, joins every goroutine but those that wait for a reader or
+// writer of the caller's which can't be interrupted, and closes every connection.
 func (g *Guest) Close() error {
 	g.Fail(ErrClosed)
 	late := time.AfterFunc(2*lostBound, func() { g.close.Do(func() { close(g.gone) }) })
 	defer late.Stop()
 	g.workers.Wait()
+	g.mu.Lock()
+	conns := slices.Collect(maps.Keys(g.conns)) // of commands that nobody waits for
+	clear(g.conns)
+	g.mu.Unlock()
+	for _, c := range conns {
+		_ = c.Close()
+	}
 	return nil
 }
 
