@@ -247,7 +247,7 @@ func (t *Tap) join(fd int, made bool) error {
 	case errors.Is(err, unix.EBUSY):
 		return errBusy
 	case errors.Is(err, unix.EPERM) && made:
-		return fmt.Errorf("%w: it is not there, and making it takes CAP_NET_ADMIN: sudo %s makes it for this user", ErrTapPermission, t.command())
+		return fmt.Errorf("%w: it is not there, and making it takes CAP_NET_ADMIN: %s makes it for this user", ErrTapPermission, t.command())
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w: it was made for somebody else: %s makes one for this user, once sudo ip tuntap del dev %s mode tap has deleted it", ErrTapPermission, t.command(), t.name)
 	case errors.Is(err, unix.EINVAL) && !t.where.isTap(t.name):
