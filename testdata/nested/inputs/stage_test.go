@@ -27,6 +27,7 @@ const envStage = "VOLE_TEST_STAGE"
 // its own, which holds what vole and its user may touch.
 type stage struct {
 	KVM    string // what /dev/kvm is: one of the constants below
+	Tun    string // what /dev/net/tun is: one of the constants below
 	User   int    // who runs vole
 	Space  uint64 // the address space that vole may have, in bytes; 0: any
 	Vole   string // is copied to stageVole
@@ -39,6 +40,12 @@ const (
 	kvmNull      = "null"      // another device
 	kvmFile      = "file"      // no device
 	kvmReal      = "real"      // the machine's
+)
+
+const (
+	tunAbsent    = ""
+	tunForbidden = "forbidden" // one that only root may open
+	tunReal      = "real"      // one that everybody may open
 )
 
 // Paths on a stage. stageSmall is a file system of 1 MiB.
@@ -103,6 +110,17 @@ func (s stage) set() error {
 	}
 	if err != nil {
 		return fmt.Errorf("make /dev/kvm: %w", err)
+	}
+	if s.Tun != tunAbsent {
+		perm := os.FileMode(0o666)
+		if s.Tun == tunForbidden {
+			perm = 0o600
+		}
+		if err := errors.Join(
+			os.Mkdir("/dev/net", 0o755), unix.Mknod(tunDevice, unix.S_IFCHR, int(unix.Mkdev(10, 200))), os.Chmod(tunDevice, perm),
+		); err != nil {
+			return fmt.Errorf("make %s: %w", tunDevice, err)
+		}
 	}
 	if s.Space > 0 {
 		if err := unix.Setrlimit(unix.RLIMIT_AS, &unix.Rlimit{Cur: s.Space, Max: s.Space}); err != nil {
