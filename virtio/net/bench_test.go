@@ -110,7 +110,7 @@ func BenchmarkTapSend(b *testing.B) {
 		{"60/depth 1", hdr{}, testFrame(60, 1), 1},
 		{"60/depth 64", hdr{}, testFrame(60, 1), 64},
 		{"1514/depth 64", hdr{}, testFrame(1514, 1), 64},
-		{"segments/depth 64", hdr{Flags: 1, GSO: 1, Len: 54, Size: 1448, Start: 34, Offset: 16}, tcpSegments(65000), 64},
+		{"segments/depth 64", hdr{Flags: 1, GSO: 1, Len: 54, Size: 1448, Start: 34, Offset: 16}, newSegments(65000, false, false).frame, 64},
 	} {
 		b.Run(tc.name, func(b *testing.B) {
 			namespace(b)

@@ -327,7 +327,7 @@ func TestTapPermission(t *testing.T) {
 		assert.ErrorContains(t, err, "ip tuntap add dev roots mode tap user")
 		_, err = virtionet.OpenTap(virtionet.TapOptions{Name: "fresh", Create: true})
 		assert.ErrorIs(t, err, virtionet.ErrTapPermission)
-		assert.ErrorContains(t, err, "ip tuntap add dev fresh mode tap user")
+		assert.ErrorContains(t, err, "CAP_NET_ADMIN: sudo ip tuntap add dev fresh mode tap user")
 		_, err = virtionet.OpenTap(virtionet.TapOptions{Name: "fresh"})
 		assert.ErrorIs(t, err, virtionet.ErrNoTap)
 		tap, err := virtionet.OpenTap(virtionet.TapOptions{Name: "mine"})
@@ -345,8 +345,8 @@ func openFiles(t testing.TB) int {
 	return len(files)
 }
 
-// TestTapOffloads: segments pass whole, both ways and between two guests: TCP and,
-// where the kernel has it, UDP.
+// TestTapOffloads: segments pass whole, both ways and between two guests: TCP and, where
+// the kernel has it, UDP, over IPv4 and IPv6.
 func TestTapOffloads(t *testing.T) {
 	namespace(t)
 	tap := openTap(t, virtionet.TapOptions{Name: "one", Create: true})
@@ -370,70 +370,137 @@ func TestTapOffloads(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 		return b.dev.Stats().Received > 0
 	})
-	packet := tcpSegments(30000)
-	h := hdr{Flags: 1, GSO: 1, Len: 54, Size: 1448, Start: 34, Offset: 16}
-	a.send(0, h.bytes(), packet)
-	for {
-		got, f := b.got(0, &bufs)
-		if bytes.Equal(f, probe) {
+	var all []segments
+	for _, kind := range []struct{ v6, udp bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
+		if kind.udp && tap.Features()&usoFeatures != usoFeatures {
+			t.Log("this kernel has no segmented UDP")
 			continue
 		}
-		require.Equal(t, packet, f)
-		want := h
-		want.Buffers = uint16((len(packet) + 12 + 1535) / 1536)
-		assert.Equal(t, want, header(got))
-		break
+		all = append(all, newSegments(30000, kind.v6, kind.udp))
+	}
+	for _, s := range all {
+		a.send(0, s.h.bytes(), s.frame)
+		for {
+			got, f := b.got(0, &bufs)
+			if bytes.Equal(f, probe) {
+				continue
+			}
+			require.Equal(t, s.frame, f, s.name)
+			want := s.h
+			want.Buffers = uint16((len(s.frame) + 12 + 1535) / 1536)
+			assert.Equal(t, want, header(got), s.name)
+			break
+		}
 	}
 	// A guest that takes no segments gets the packets they stand for.
 	b.Start(virtionet.FeatureMrgRxBuf | virtio.FeatureIndirectDesc | virtionet.FeatureCtrlVQ | virtionet.FeatureCtrlRx)
 	b.onlyTest()
-	bufs = b.post(0, slices.Repeat([]int{1536}, 100)...)
-	a.send(0, h.bytes(), packet)
-	total := 0
-	for total < 30000 {
-		got, f := b.got(0, &bufs)
-		if binary.BigEndian.Uint16(f[12:]) != 0x0800 {
-			continue
+	bufs = b.post(0, slices.Repeat([]int{1536}, 200)...)
+	for _, s := range all {
+		a.send(0, s.h.bytes(), s.frame)
+		var data []byte
+		for len(data) < len(s.data()) {
+			got, f := b.got(0, &bufs)
+			if !bytes.Equal(f[:14], s.frame[:14]) {
+				continue
+			}
+			assert.Equal(t, hdr{Buffers: 1}, header(got), s.name)
+			require.LessOrEqual(t, len(f), 1514, s.name)
+			require.Equal(t, uint16(0xffff), s.checksum(f), "%s: the checksum of what is at %d", s.name, len(data))
+			data = append(data, f[s.h.Len:]...)
 		}
-		assert.Equal(t, hdr{Buffers: 1}, header(got))
-		assert.LessOrEqual(t, len(f), 1514)
-		total += len(f) - 54
+		assert.Equal(t, s.data(), data, s.name)
 	}
-	assert.Equal(t, 30000, total)
 }
 
 const usoFeatures = virtionet.FeatureGuestUSO4 | virtionet.FeatureGuestUSO6 | virtionet.FeatureHostUSO
 
-// tcpSegments is a frame of n bytes over TCP and IPv4 that is to be segmented: the
-// checksums are those of its pseudo header.
-func tcpSegments(n int) []byte {
-	f := make([]byte, 54+n)
+// segments is a frame that is to be segmented, and the header that says so.
+type segments struct {
+	name  string
+	h     hdr
+	frame []byte
+}
+
+// newSegments makes one with n bytes of data: the checksums are those of its pseudo header.
+func newSegments(n int, v6, udp bool) segments {
+	s := segments{name: "TCP", h: hdr{Flags: 1, GSO: 1, Offset: 16}}
+	kind, protocol, ipSize, size := uint16(0x0800), byte(6), 20, 20
+	if v6 {
+		s.h.GSO = 4
+		kind, ipSize = 0x86dd, 40
+	}
+	if udp {
+		s.name, s.h.GSO, s.h.Offset = "UDP", 5, 6
+		protocol, size = 17, 8
+	}
+	s.name = fmt.Sprintf("%s over %#x", s.name, kind)
+	s.h.Start = uint16(14 + ipSize)
+	s.h.Len = s.h.Start + uint16(size)
+	s.h.Size = uint16(1500 - ipSize - size)
+	f := make([]byte, int(s.h.Len)+n)
+	s.frame = f
 	copy(f, guestMAC)
 	copy(f[6:], virtionet.StableMAC("a"))
-	binary.BigEndian.PutUint16(f[12:], 0x0800)
+	binary.BigEndian.PutUint16(f[12:], kind)
 	p := f[14:]
-	p[0], p[8], p[9] = 0x45, 64, 6
-	binary.BigEndian.PutUint16(p[2:], uint16(40+n))
-	copy(p[12:], []byte{192, 0, 2, 1, 192, 0, 2, 2})
-	sum := func(b []byte, s uint32) uint16 {
-		for ; len(b) > 1; b = b[2:] {
-			s += uint32(binary.BigEndian.Uint16(b))
-		}
-		for s > 0xffff {
-			s = s>>16 + s&0xffff
-		}
-		return uint16(s)
+	if v6 {
+		p[0], p[6], p[7] = 0x60, protocol, 64
+		binary.BigEndian.PutUint16(p[4:], uint16(size+n))
+		copy(p[8:], []byte{0x20, 0x01, 0x0d, 0xb8, 15: 1, 16: 0x20, 17: 0x01, 18: 0x0d, 19: 0xb8, 31: 2})
+	} else {
+		p[0], p[8], p[9] = 0x45, 64, protocol
+		binary.BigEndian.PutUint16(p[2:], uint16(20+size+n))
+		copy(p[12:], []byte{192, 0, 2, 1, 192, 0, 2, 2})
+		binary.BigEndian.PutUint16(p[10:], ^onesSum(p[:20], 0))
 	}
-	binary.BigEndian.PutUint16(p[10:], ^sum(p[:20], 0))
-	tcp := p[20:]
-	binary.BigEndian.PutUint16(tcp, 1000)
-	binary.BigEndian.PutUint16(tcp[2:], 2000)
-	tcp[12], tcp[13] = 5<<4, 0x18
-	binary.BigEndian.PutUint16(tcp[16:], sum(p[12:20], uint32(6+20+n)))
+	l4 := p[ipSize:]
+	binary.BigEndian.PutUint16(l4, 1000)
+	binary.BigEndian.PutUint16(l4[2:], 2000)
+	if udp {
+		binary.BigEndian.PutUint16(l4[4:], uint16(8+n))
+	} else {
+		l4[12], l4[13] = 5<<4, 0x18
+	}
+	binary.BigEndian.PutUint16(l4[s.h.Offset:], s.pseudo(f))
 	for i := range n {
-		tcp[20+i] = byte(i) ^ byte(i>>8)
+		l4[size+i] = byte(i) ^ byte(i>>8)
 	}
-	return f
+	return s
+}
+
+// data is what the frame carries.
+func (s segments) data() []byte { return s.frame[s.h.Len:] }
+
+// pseudo is the sum over the pseudo header of a frame of this kind.
+func (s segments) pseudo(f []byte) uint16 {
+	addresses, protocol := f[26:34], uint32(f[23])
+	if s.h.Start == 54 {
+		addresses, protocol = f[22:54], uint32(f[20])
+	}
+	return onesSum(addresses, protocol+uint32(len(f))-uint32(s.h.Start))
+}
+
+// checksum is 0xffff for a frame of this kind with right checksums.
+func (s segments) checksum(f []byte) uint16 {
+	if s.h.Start == 34 && onesSum(f[14:34], 0) != 0xffff {
+		return 0
+	}
+	return onesSum(f[s.h.Start:], uint32(s.pseudo(f)))
+}
+
+// onesSum adds up 16-bit words in ones' complement, to s.
+func onesSum(b []byte, s uint32) uint16 {
+	for ; len(b) > 1; b = b[2:] {
+		s += uint32(binary.BigEndian.Uint16(b))
+	}
+	if len(b) == 1 {
+		s += uint32(b[0]) << 8
+	}
+	for s > 0xffff {
+		s = s>>16 + s&0xffff
+	}
+	return uint16(s)
 }
 
 // TestTapStarved: a tap that was full while the driver had no buffers goes on when
