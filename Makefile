@@ -25,7 +25,7 @@ override GOFLAGS := $(filter-out -buildvcs=%,$(GOFLAGS)) -buildvcs=$(VCS)
 export GOFLAGS
 
 ALL := ./... ./testdata/nested/...
-RIG := ./testdata/nested ./testdata/nested/fetch ./testdata/nested/gotest ./testdata/nested/run ./testdata/nested/capture ./testdata/nested/inputs
+RIG := ./testdata/nested ./testdata/nested/fetch ./testdata/nested/gotest ./testdata/nested/run ./testdata/nested/capture ./testdata/nested/inputs ./testdata/nested/stream
 GUESTS := ./testdata/nested/guests
 GOTEST = bin/gotest -excused testdata/nested/excused --
 

@@ -5,6 +5,8 @@
 //	peer VERB BYTES ADDRESS             one exchange: send, recv, echo, sink, source, turns
 //	peer many COUNT BYTES ADDRESS       so many connections at once, an echo on each
 //	peer udp COUNT BYTES HOST:PORT      so many datagrams to who echoes them, and how many are lost
+//	peer udpserve HOST:PORT             echo datagrams until it is killed
+//	peer late COUNT ADDRESS             accept so many clients, and answer them once there is a line on stdin
 //	peer junk COUNT INTERFACE/MAC       so many frames of garbage, to that neighbour
 //
 // ADDRESS is tcp:HOST:PORT or vsock:CID:PORT. What came of it is one line that
@@ -12,6 +14,7 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -52,11 +55,26 @@ func run(args []string) error {
 	switch verb := args[0]; {
 	case verb == "serve" && len(numbers) == 1:
 		return serve(address, int(numbers[0]))
+	case verb == "late" && len(numbers) == 1:
+		return late(address, int(numbers[0]))
+	case verb == "udpserve" && len(numbers) == 0:
+		c, err := net.ListenPacket("udp", address)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("PEER listens on %s\n", address)
+		stream.EchoDatagrams(c)
+		return nil
 	case verb == "many" && len(numbers) == 2:
 		_, err := stream.Many(int(numbers[0]), dial, "echo", numbers[1])
 		return err
 	case verb == "udp" && len(numbers) == 2:
-		lost, err := datagrams(address, int(numbers[0]), int(numbers[1]))
+		c, err := net.Dial("udp", address)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		lost, err := stream.Datagrams(c, int(numbers[0]), int(numbers[1]), stream.Patience)
 		fmt.Printf("LOST %d of %d\n", lost, numbers[0])
 		return err
 	case verb == "junk" && len(numbers) == 1:
@@ -86,13 +104,47 @@ func serve(address string, count int) error {
 		if err != nil {
 			return err
 		}
-		go func() {
-			err := stream.Serve(c)
-			_, _ = io.Copy(io.Discard, c) // until the client has got everything: the guest may end behind this
-			c.Close()
-			errs <- err
-		}()
+		go func() { errs <- answer(c) }()
 	}
+	return firstOf(errs, count)
+}
+
+// late is serve for clients that nobody answers, nor reads from, for a while.
+func late(address string, count int) error {
+	accept, err := listen(address)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("PEER listens on %s\n", address)
+	var conns []io.ReadWriteCloser
+	for range count {
+		c, err := accept()
+		if err != nil {
+			return err
+		}
+		conns = append(conns, c)
+	}
+	fmt.Printf("PEER has %d clients\n", count)
+	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+		return fmt.Errorf("wait for a line: %w", err)
+	}
+	errs := make(chan error, count)
+	for _, c := range conns {
+		go func() { errs <- answer(c) }()
+	}
+	return firstOf(errs, count)
+}
+
+// answer serves one client.
+func answer(c io.ReadWriteCloser) error {
+	err := stream.Serve(c)
+	_, _ = io.Copy(io.Discard, c) // until the client has got everything: the guest may end behind this
+	c.Close()
+	return err
+}
+
+// firstOf waits for count ends and returns the first error.
+func firstOf(errs <-chan error, count int) error {
 	var first error
 	for range count {
 		if err := <-errs; err != nil && first == nil {
