@@ -149,11 +149,37 @@ type runReport struct {
 		At   int64  `json:"at_ns"`
 	} `json:"timeline"`
 	Exits    map[string]uint64 `json:"exits"`
+	Devices  []deviceReport    `json:"devices"`
 	Resident struct {
 		Guest uint64 `json:"guest_bytes"`
 		Vole  uint64 `json:"vole_bytes"`
 		Anon  uint64 `json:"vole_anonymous_bytes"`
 	} `json:"resident"`
+}
+
+// deviceReport is what a report says of a device.
+type deviceReport struct {
+	Type     string `json:"type"`
+	Counters []struct {
+		Name  string `json:"name"`
+		Value uint64 `json:"value"`
+	} `json:"counters"`
+}
+
+// counters are the numbers of the devices of a type, in the order of the devices.
+func (r runReport) counters(kind string) []map[string]uint64 {
+	var all []map[string]uint64
+	for _, d := range r.Devices {
+		if d.Type != kind {
+			continue
+		}
+		m := map[string]uint64{}
+		for _, c := range d.Counters {
+			m[c.Name] = c.Value
+		}
+		all = append(all, m)
+	}
+	return all
 }
 
 func readReport(t testing.TB, path string) runReport {
