@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -120,6 +121,86 @@ wait
 		assert.Less(t, after-before, 24.0, "MiB")
 		assert.NotContains(t, res.stdout, "FAILED", said)
 		assert.Len(t, peerLines(res.stdout), 3, said)
+		assert.Empty(t, res.stderr)
+	})
+}
+
+// counting counts what is written.
+type counting struct {
+	io.ReadWriter
+	written atomic.Int64
+}
+
+func (c *counting) Write(p []byte) (int, error) {
+	n, err := c.ReadWriter.Write(p)
+	c.written.Add(int64(n))
+	return n, err
+}
+
+// TestVsockGuestNeverReads: a program in the guest that accepts connections and reads
+// nothing: the host's writers wait, vole keeps no more than the guest's drivers have room
+// for, and another connection works. When the guest reads at last, all is there.
+func TestVsockGuestNeverReads(t *testing.T) {
+	nested.RequireSuite(t, nested.SuiteMatrix)
+	netKernels(t, 1, func(t *testing.T, kernel, transport string) {
+		const conns, bytes = 32, 8 << 20
+		path := filepath.Join(t.TempDir(), "v")
+		initrd := vsockInit(t, kernel, fmt.Sprintf(`
+peer serve 2 vsock:4294967295:7002 &
+peer late %d vsock:4294967295:7001
+wait
+`, conns))
+		r, keys := startTyped(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "--memory-backing", "memfd", "-a", "quiet", "--boot", "vmlinux",
+			"--vsock", path, "--transport", transport)
+		require.NoError(t, <-reachVsock(path, 7002, "echo", 1_000_000))
+		before := anonymous(t, r.cmd.Process.Pid)
+		var clients []*counting
+		ends := make(chan error, conns)
+		for range conns {
+			c := &counting{ReadWriter: dialled(t, path, 7001)}
+			clients = append(clients, c)
+			go func() { ends <- stream.Client(c, "send", bytes) }()
+		}
+		require.True(t, r.out.until(fmt.Sprintf("PEER has %d clients", conns)), r.out)
+		written := func() (n int64) {
+			for _, c := range clients {
+				n += c.written.Load()
+			}
+			return n
+		}
+		last, still := int64(-1), 0
+		for end := time.Now().Add(bootBound); still < 20; {
+			require.True(t, time.Now().Before(end), "%d bytes are written, and it goes on", last)
+			time.Sleep(100 * time.Millisecond)
+			if now := written(); now == last {
+				still++
+			} else {
+				last, still = now, 0
+			}
+		}
+		require.NoError(t, <-reachVsock(path, 7002, "echo", 1_000_000))
+		after := anonymous(t, r.cmd.Process.Pid)
+		t.Logf("%.1f MiB anonymous, %.1f MiB with %d connections that the guest does not read, into which %.1f MiB are written",
+			before, after, conns, float64(last)/(1<<20))
+		assert.Empty(t, ends, "the host's writers wait")
+		assert.Equal(t, last, written())
+		_, err := keys.Write([]byte("\n"))
+		require.NoError(t, err)
+		for range conns {
+			assert.NoError(t, <-ends)
+		}
+		for _, c := range clients {
+			require.NoError(t, c.ReadWriter.(buffered).Close()) // the guest waits for it
+		}
+		res := r.wait()
+		said := "console: " + res.stdout + "\nstderr: " + res.stderr
+		require.Equal(t, 0, res.code, said)
+		// A socket's buffer on the host and the guest's credit, and not all that was to go.
+		assert.Positive(t, last, said)
+		assert.Less(t, last, int64(conns*bytes/4), said)
+		assert.Less(t, after-before, 24.0, "MiB")
+		assert.NotContains(t, res.stdout, "FAILED", said)
+		assert.Len(t, peerLines(res.stdout), 5, said)
 		assert.Empty(t, res.stderr)
 	})
 }
