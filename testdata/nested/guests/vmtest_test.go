@@ -18,6 +18,8 @@ import (
 	"github.com/vole-vmm/vole/testdata/nested"
 	"github.com/vole-vmm/vole/testdata/nested/stream"
 	"github.com/vole-vmm/vole/virtio/block"
+	virtionet "github.com/vole-vmm/vole/virtio/net"
+	"github.com/vole-vmm/vole/virtio/net/usernet"
 	"github.com/vole-vmm/vole/vmm"
 	"github.com/vole-vmm/vole/vmm/harness"
 	"github.com/vole-vmm/vole/vmm/vmtest"
@@ -42,8 +44,12 @@ func TestVMTest(t *testing.T) {
 	t.Run("machine", func(t *testing.T) {
 		disk, err := block.New(block.NewMemory(1<<20), block.Options{Serial: "vmtest"})
 		require.NoError(t, err)
+		network, err := usernet.New(usernet.Options{})
+		require.NoError(t, err)
+		nic, err := virtionet.New(network, virtionet.Options{})
+		require.NoError(t, err)
 		vm := vmtest.Start(t, onKernel(t, nested.KernelDefault, vmtest.Append("loglevel=7"), vmtest.Device(disk),
-			vmtest.Share(share, "/mnt/share"), vmtest.Writable(kept))...)
+			vmtest.Net(nic, vmtest.UserNet(), network), vmtest.Share(share, "/mnt/share"), vmtest.Writable(kept))...)
 		busybox := asset(t, nested.AssetBusybox)
 		sh := func(script string) string {
 			t.Helper()
@@ -94,12 +100,41 @@ func TestVMTest(t *testing.T) {
 		assert.NoError(t, stream.Client(conn, "echo", 1<<20))
 		assert.NoError(t, conn.Close()) // the peer waits for it
 		assert.NoError(t, peer.Wait())
+
+		// The user network, in both directions, with no port of this host.
+		before := listening(t)
+		peer = vm.Command(asset(t, nested.AssetPeer), "serve", "1", "tcp:0.0.0.0:7001")
+		require.NoError(t, peer.Start())
+		conn = vm.DialTCP("guest:7001")
+		assert.NoError(t, stream.Client(conn, "echo", 1<<20))
+		assert.NoError(t, conn.Close())
+		assert.NoError(t, peer.Wait())
+		l, err := network.Listen("tcp", "gateway:7000")
+		require.NoError(t, err)
+		serveStreams(t, l)
+		assert.Contains(t, vm.Output(asset(t, nested.AssetPeer), "echo", "1000000", "tcp:10.0.2.2:7000"), "PEER ok")
+		assert.Equal(t, before, listening(t))
 	})
 	out, err := os.ReadFile(filepath.Join(share, "out"))
 	require.NoError(t, err)
 	assert.Len(t, out, 1<<20)
 	assert.FileExists(t, filepath.Join(kept, "kept"))
 	assert.NoFileExists(t, "/tmp/vmtest-gone")
+}
+
+// listening are the TCP ports that somebody listens on in this network namespace.
+func listening(t testing.TB) (ports []string) {
+	t.Helper()
+	for _, name := range []string{"tcp", "tcp6"} {
+		table, err := os.ReadFile("/proc/thread-self/net/" + name)
+		require.NoError(t, err)
+		for line := range strings.Lines(string(table)) {
+			if f := strings.Fields(line); f[3] == "0A" { // TCP_LISTEN
+				ports = append(ports, name+" "+f[1])
+			}
+		}
+	}
+	return ports
 }
 
 // TestVMTestEndings: a test hears of its guest's panic at once, by each of its waits, and
