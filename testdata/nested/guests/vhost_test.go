@@ -105,43 +105,70 @@ peer send 100000 tcp:10.9.0.1:7000
 	})
 }
 
-// TestTapVHostQueues: more than one pair of queues, each with a thread of the kernel's,
-// on a tap that vole makes.
-func TestTapVHostQueues(t *testing.T) {
+// TestTapQueues: more than one pair of queues on a tap that vole makes, each of them used,
+// with frames that vole moves and with a thread of the kernel's for each.
+func TestTapQueues(t *testing.T) {
 	nested.RequireSuite(t, nested.SuiteMatrix)
-	netKernels(t, 1, func(t *testing.T, kernel, transport string) {
-		ownNetwork(t)
-		streamServer(t, "0.0.0.0:7000")
-		bytes := whole(2<<20, 1<<30)
-		initrd := netInit(t, kernel, fmt.Sprintf(`
+	for _, c := range []struct {
+		name, option string
+		vhostFiles   int
+	}{
+		{"vole", "", 0},
+		{"vhost", ",vhost", 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			netKernels(t, 1, func(t *testing.T, kernel, transport string) {
+				testTapQueues(t, kernel, transport, c.option, c.vhostFiles)
+			})
+		})
+	}
+}
+
+func testTapQueues(t *testing.T, kernel, transport, option string, files int) {
+	n := ownNetwork(t)
+	streamServer(t, "0.0.0.0:7000")
+	bytes := whole(2<<20, 64<<20)
+	initrd := netInit(t, kernel, fmt.Sprintf(`
 ip link set lo up; ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0
 echo QUEUES $(ls /sys/class/net/eth0/queues | grep -c rx)
 until ping -c 1 -W 1 10.9.0.1 >/dev/null; do :; done
 peer send %d tcp:10.9.0.1:7000
 peer recv %d tcp:10.9.0.1:7000
 peer many %d 1000 tcp:10.9.0.1:7000
-`, bytes, bytes, whole(30, 1000)))
-		r := start(t, "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-c", "2", "-a", "quiet", "--boot", "vmlinux",
-			"--net", "tap=tap1,create,vhost,queues=2", "--transport", transport)
-		require.NoError(t, retry(func() error {
-			_, err := net.InterfaceByName("tap1")
-			return err
-		}))
-		assert.NoError(t, retry(func() error {
-			if n := vhostFiles(t, r.cmd.Process.Pid); n != 2 {
-				return fmt.Errorf("vhost-net is open %d times", n)
-			}
-			return nil
-		}))
-		ip(t, "addr add 10.9.0.1/24 dev tap1")
-		res := r.wait()
-		said := "console: " + res.stdout + "\nstderr: " + res.stderr
-		require.Equal(t, 0, res.code, said)
-		assert.Contains(t, res.stdout, "QUEUES 2", said)
-		assert.NotContains(t, res.stdout, "FAILED", said)
-		assert.Len(t, peerLines(res.stdout), 3, said)
-		assert.Empty(t, strings.TrimSpace(res.stderr))
+peer serve 1 tcp:0.0.0.0:7001
+sed -n 's/^.*: *\([0-9]*\) *\([0-9]*\).*virtio.-\(input\|output\)\.\([0-9]\)$/IRQ \3 \4 \1 \2/p' /proc/interrupts
+`, bytes, bytes, whole(30, 300)))
+	asked := n.reach("10.9.0.2:7001", "echo", bytes/8)
+	r := startWithin(t, trafficBound(), "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-c", "2", "-a", "quiet", "--boot", "vmlinux",
+		"--net", "tap=tap1,create,queues=2"+option, "--transport", transport)
+	require.NoError(t, retry(func() error {
 		_, err := net.InterfaceByName("tap1")
-		assert.Error(t, err, "it is gone with the machine")
-	})
+		return err
+	}))
+	assert.NoError(t, retry(func() error {
+		if n := vhostFiles(t, r.cmd.Process.Pid); n != files {
+			return fmt.Errorf("vhost-net is open %d times", n)
+		}
+		return nil
+	}))
+	ip(t, "addr add 10.9.0.1/24 dev tap1")
+	res := r.wait()
+	said := "console: " + res.stdout + "\nstderr: " + res.stderr
+	require.Equal(t, 0, res.code, said)
+	assert.Contains(t, res.stdout, "QUEUES 2", said)
+	assert.NotContains(t, res.stdout, "FAILED", said)
+	assert.Len(t, peerLines(res.stdout), 5, said)
+	assert.NoError(t, <-asked, said)
+	assert.Empty(t, strings.TrimSpace(res.stderr))
+	if transport == "pci" { // else all queues have one interrupt
+		for _, queue := range []string{"input 0", "input 1", "output 0", "output 1"} {
+			m := regexp.MustCompile(`IRQ ` + queue + ` (\d+) (\d+)`).FindStringSubmatch(res.stdout)
+			if assert.NotNil(t, m, said) {
+				t.Log(m[0])
+				assert.NotEqual(t, []string{"0", "0"}, m[1:], "%s: no interrupt", queue)
+			}
+		}
+	}
+	_, err := net.InterfaceByName("tap1")
+	assert.Error(t, err, "it is gone with the machine")
 }
