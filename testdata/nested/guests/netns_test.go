@@ -2,6 +2,7 @@ package guests
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -42,25 +43,88 @@ func (n network) enter() error {
 	return unix.Setns(n.fd, unix.CLONE_NEWNET)
 }
 
-// reach runs an exchange of package stream with a server in the guest, once that is
-// there, and returns where its end will be told.
-func (n network) reach(address, verb string, bytes int64) <-chan error {
+// within runs f in another namespace, and returns to this one, which is the test's.
+func (n network) within(t testing.TB, other network, f func()) {
+	t.Helper()
+	require.NoError(t, other.enter())
+	f()
+	require.NoError(t, n.enter())
+}
+
+// beyond makes another namespace. A pair of veth devices joins it with this one, which is
+// the test's: veth0 here and far there, which are not up.
+func (n network) beyond(t testing.TB) network {
+	t.Helper()
+	// ip moves a device to where a process is.
+	here := exec.Command(asset(t, nested.AssetBusybox), "sleep", "1000")
+	require.NoError(t, here.Start())
+	defer func() { _ = here.Process.Kill(); _ = here.Wait() }()
+	far := ownNetwork(t)
+	ip(t, "link add far type veth")
+	ip(t, fmt.Sprintf("link set veth0 netns %d", here.Process.Pid))
+	atOnce(t, "far")
+	require.NoError(t, n.enter())
+	atOnce(t, "veth0")
+	return far
+}
+
+// atOnce has the IPv6 addresses of a device of this thread's namespace usable without
+// asking whether somebody else has them.
+func atOnce(t testing.TB, device string) {
+	t.Helper()
+	require.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+device+"/accept_dad", []byte("0"), 0o644))
+}
+
+// do runs f in the namespace, in a goroutine of its own, and returns where its end will be
+// told.
+func (n network) do(f func() error) <-chan error {
 	done := make(chan error, 1)
 	go func() {
 		err := n.enter()
 		if err == nil {
-			err = retry(func() error {
-				c, err := net.DialTimeout("tcp", address, 5*time.Second)
-				if err != nil {
-					return err
-				}
-				defer c.Close()
-				return stream.Client(c, verb, bytes)
-			})
+			err = f()
 		}
 		done <- err
 	}()
 	return done
+}
+
+// reach runs an exchange of package stream with a server in the guest, once that is
+// there, and returns where its end will be told.
+func (n network) reach(address, verb string, bytes int64) <-chan error {
+	return n.do(func() error { return ask(address, verb, bytes) })
+}
+
+// ask runs an exchange of package stream with a server, once that is there.
+func ask(address, verb string, bytes int64) error {
+	return retry(func() error {
+		c, err := net.DialTimeout("tcp", address, 5*time.Second)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return stream.Client(c, verb, bytes)
+	})
+}
+
+// askDatagrams is ask for datagrams, none of which may be lost.
+func askDatagrams(address string, count, size int) error {
+	try := func(count int) error {
+		c, err := net.Dial("udp", address)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		lost, err := stream.Datagrams(c, count, size, stream.Patience)
+		if err == nil && lost > 0 {
+			err = fmt.Errorf("%d of %d datagrams to %s were lost", lost, count, address)
+		}
+		return err
+	}
+	if err := retry(func() error { return try(1) }); err != nil {
+		return err
+	}
+	return try(count)
 }
 
 // retry calls try until it succeeds: a guest says nothing when its server is there.

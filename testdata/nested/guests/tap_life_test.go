@@ -1,10 +1,13 @@
 package guests
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,16 +28,44 @@ func makeTap(t testing.TB) {
 		link set tap0 up`)
 }
 
+// dhcpServer is busybox's on a device of this thread's namespace, with one address to give,
+// until the test ends.
+func dhcpServer(t testing.TB, device, address string, options ...string) {
+	t.Helper()
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "conf")
+	lines := append([]string{"interface " + device, "start " + address, "end " + address,
+		"lease_file " + filepath.Join(dir, "leases"), "pidfile " + filepath.Join(dir, "pid")}, options...)
+	require.NoError(t, os.WriteFile(conf, []byte(strings.Join(lines, "\n")+"\n"), 0o644))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "leases"), nil, 0o644))
+	var said bytes.Buffer
+	cmd := exec.Command(asset(t, nested.AssetBusybox), "udhcpd", "-f", conf)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("udhcpd: %s", &said)
+		}
+	})
+}
+
 // TestTapReturns: the tap is deleted while the guest runs, and made anew, twice: the
-// guest's link goes down and up, and its traffic goes on.
+// guest's link goes down and up, and its traffic goes on. The guest has its address from a
+// DHCP server on the tap, and asks a name server there.
 func TestTapReturns(t *testing.T) {
 	netKernels(t, 1, func(t *testing.T, kernel, transport string) {
 		ownNetwork(t)
 		makeTap(t)
+		dhcpServer(t, "tap0", "10.9.0.23", "option subnet 255.255.255.0", "option router 10.9.0.1", "option dns 10.9.0.1")
+		answerNames(t, "10.9.0.1:53", [4]byte{203, 0, 113, 78})
 		streamServer(t, "10.9.0.1:7000")
-		initrd := netInit(t, kernel, `
+		initrd := netInit(t, kernel, dhcpScript+`
 carrier() { cat /sys/class/net/eth0/carrier; }
-ip link set lo up; ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0
+ip link set lo up; ip link set eth0 up
+udhcpc -i eth0 -n -q -t 10 -T 1 -s /bin/dhcp || echo FAILED dhcp
+echo FAR $(nslookup -type=a far.example | sed -n '/Name/,$s/Address.*: *//p')
 peer echo 100000 tcp:10.9.0.1:7000
 for i in 1 2; do
 	echo READY $i
@@ -59,6 +90,8 @@ done
 		res := r.wait()
 		said := "console: " + res.stdout + "\nstderr: " + res.stderr
 		require.Equal(t, 0, res.code, said)
+		assert.Contains(t, res.stdout, "BOUND 10.9.0.23/24 router 10.9.0.1 dns 10.9.0.1\r\n", said)
+		assert.Contains(t, res.stdout, "FAR 203.0.113.78\r\n", said)
 		assert.Equal(t, 2, strings.Count(res.stdout, " 0 packets received"), said)
 		assert.Equal(t, 2, strings.Count(res.stdout, " 3 packets received"), said)
 		assert.NotContains(t, res.stdout, "FAILED", said)
