@@ -82,8 +82,9 @@ peer echo 1000 vsock:2:7999 2>&1 | sed 's/PEER FAILED/CLOSED/'
 peer serve 1 vsock:4294967295:7001
 `, bytes, bytes, whole(30, 1000)))
 		asked := reachVsock(path, 7001, "echo", bytes/8)
+		report := filepath.Join(t.TempDir(), "report.json")
 		r := voleWithin(t, trafficBound(), "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-c", "2", "-a", "quiet", "--boot", "vmlinux",
-			"--vsock", path, "--transport", transport)
+			"--vsock", path, "--transport", transport, "--report", report)
 		said := "console: " + r.stdout + "\nstderr: " + r.stderr
 		require.Equal(t, 0, r.code, said)
 		assert.Contains(t, r.stdout, "CLOSED", said)
@@ -92,6 +93,7 @@ peer serve 1 vsock:4294967295:7001
 		assert.NoError(t, <-asked, said)
 		assert.Empty(t, r.stderr)
 		assert.NoFileExists(t, path)
+		assert.Len(t, readReport(t, report).counters("vsock"), 1)
 	})
 }
 
