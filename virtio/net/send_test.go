@@ -1,6 +1,7 @@
 package net_test
 
 import (
+	"bytes"
 	"slices"
 	"testing"
 
@@ -139,13 +140,19 @@ func TestSendGarbage(t *testing.T) {
 		assert.Equal(t, [][]byte{incoming(frame(guestMAC, 60, 1))}, b.took(0))
 		assert.Equal(t, slices.Repeat([]byte{0xaa}, 100), n.Bytes(in))
 		assert.Zero(t, n.Regs.Status()&virtio.StatusNeedsReset)
+		// One buffer twice in a chain is there twice.
+		part := n.Out(bytes.Repeat([]byte{7}, 40))
+		q.Add(n.Out(hdr{}.bytes()), part, part)
+		q.Kick()
+		q.Next()
+		assert.Equal(t, append(hdr{}.bytes(), bytes.Repeat([]byte{7}, 80)...), b.took(0)[1])
 		// A broken queue stops the device, which lives on after a reset.
 		q.SetAvailable(q.Available() + 1000)
 		n.Regs.Notify(q.Index)
 		n.NeedsReset()
 		n.Start(0)
 		n.send(0, incoming(frame(guestMAC, 60, 2)))
-		assert.Len(t, b.took(0), 2)
+		assert.Len(t, b.took(0), 3)
 	})
 }
 
