@@ -276,13 +276,13 @@ func (f *FS) unlack(dir *inode) {
 	if l == nil {
 		return
 	}
-	dir.lack = nil
 	f.absent -= len(l.names)
 	last := len(f.lacking) - 1
 	f.lacking[l.at] = f.lacking[last]
 	f.lacking[l.at].lack.at = l.at
 	f.lacking[last] = nil
 	f.lacking = f.lacking[:last]
+	dir.lack = nil // it may have been the last itself
 }
 
 // look tells the guest if a name is there that it looked up in vain.

@@ -163,6 +163,27 @@ func TestOverlaysAreTold(t *testing.T) {
 	assert.Equal(t, int32(0), told())
 }
 
+// A directory in which names were looked up in vain is forgotten, in any order.
+func TestDirectoriesThatLackAreForgotten(t *testing.T) {
+	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 2, 0}, {1, 0, 2}} {
+		c, _ := overlaid(t)
+		var nodes []uint64
+		for i := range 3 {
+			name := fmt.Sprintf("dir/%d", i)
+			require.NoError(t, os.Mkdir(c.dir+"/"+name, 0o755))
+			node := c.node(name)
+			_, status := c.lookup(node, "none")
+			require.Equal(t, fuse.ENOENT, status)
+			nodes = append(nodes, node)
+		}
+		for _, i := range order {
+			c.fs.Forget(nodes[i], 1)
+		}
+		_, status := c.lookup(c.node("dir/0"), "none")
+		require.Equal(t, fuse.ENOENT, status)
+	}
+}
+
 // A guest that looks up without an end is told of less, and kept no more of.
 func TestNamesLookedUpInVainAreBounded(t *testing.T) {
 	c, told := overlaid(t)
