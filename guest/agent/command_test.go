@@ -428,7 +428,7 @@ func TestRoot(t *testing.T) {
 	assert.Empty(t, hello.Lacks)
 	said(t, g, fmt.Sprintf(`set -e; cd %s; echo a >keep/a; echo b >drop/b; cat keep/a drop/b
 		cd /tmp/new/share%[1]s; test -e keep/a; ! test -e drop/b
-		test -d /run/lock; test -k /tmp; touch /run/x /tmp/x`, base))
+		test -d /run/lock; test -k /tmp; touch /run/x; mktemp /tmp/XXXXXX >/dev/null`, base))
 }
 
 // ownDir makes a directory that a box's root may change.
@@ -533,7 +533,7 @@ func TestTempDir(t *testing.T) {
 		"the user's":                      {"/dev/shm/theirs", "700 1000 made"},
 		"the host's":                      {run + "/rw", "755 0 not made"},
 		"missing in the host's":           {run + "/rw/x", "not made"},
-		"missing in a share":              {"/dev/shm/lead/host/tmp/x", "not made"},
+		"missing in a share":              {"/dev/shm/lead/host/tmp/" + filepath.Base(run), "not made"},
 		"missing in what is shown":        {run + "/ro/x", "not made"},
 		"missing elsewhere":               {"/tmp/away/x", "not made"},
 		"elsewhere":                       {"/tmp/away", "755 0 not made"},
