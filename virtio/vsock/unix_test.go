@@ -472,6 +472,7 @@ func TestUnixCallsAndGivesUp(t *testing.T) {
 			g.send(packet{srcPort: 10 + i, dstPort: 5, op: opRST})
 			g.poll()
 			g.in = nil
+			require.LessOrEqual(t, g.dev.Stats().Conns, most)
 			// A goroutine that has ended counts until it is gone.
 			g.Until("there are few goroutines", func() bool { return runtime.NumGoroutine() <= before+most+10 })
 		}

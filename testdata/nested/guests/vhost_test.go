@@ -127,7 +127,7 @@ func TestTapQueues(t *testing.T) {
 func testTapQueues(t *testing.T, kernel, transport, option string, files int) {
 	n := ownNetwork(t)
 	streamServer(t, "0.0.0.0:7000")
-	bytes := whole(2<<20, 64<<20)
+	bytes := whole(2<<20, 1<<30)
 	initrd := netInit(t, kernel, fmt.Sprintf(`
 ip link set lo up; ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0
 echo QUEUES $(ls /sys/class/net/eth0/queues | grep -c rx)
@@ -137,7 +137,7 @@ peer recv %d tcp:10.9.0.1:7000
 peer many %d 1000 tcp:10.9.0.1:7000
 peer serve 1 tcp:0.0.0.0:7001
 sed -n 's/^.*: *\([0-9]*\) *\([0-9]*\).*virtio.-\(input\|output\)\.\([0-9]\)$/IRQ \3 \4 \1 \2/p' /proc/interrupts
-`, bytes, bytes, whole(30, 300)))
+`, bytes, bytes, whole(30, 1000)))
 	asked := n.reach("10.9.0.2:7001", "echo", bytes/8)
 	r := startWithin(t, trafficBound(), "run", "-k", asset(t, kernel), "-i", initrd, "-m", "256M", "-c", "2", "-a", "quiet", "--boot", "vmlinux",
 		"--net", "tap=tap1,create,queues=2"+option, "--transport", transport)
