@@ -11,7 +11,7 @@ const (
 	// batch is how many chains a socket's data is read into at a time.
 	batch = 8
 	// signalEvery is how many packets are sent before the driver is told.
-	signalEvery = 32
+	signalEvery = 8
 
 	// turnPackets is how many packets a connection sends in its turn at most, however
 	// small they are.
