@@ -18,8 +18,10 @@ const (
 	// DefaultCmdline is the kernel command line of a Machine: that of vmm, as little
 	// on the console as a kernel does by itself, since the console is only looked at
 	// when something fails, and the time before each line, by which the kernel's
-	// lines are told from those of programs.
-	DefaultCmdline = vmm.DefaultCmdline + " quiet printk.time=1"
+	// lines are told from those of programs. The kernel's self-tests of its
+	// cryptography, a tenth of the time to a command, are left out; a later
+	// cryptomgr.notests=0 has them.
+	DefaultCmdline = vmm.DefaultCmdline + " quiet printk.time=1 cryptomgr.notests"
 	// DefaultBootBound is how long a guest may take until its agent is ready.
 	DefaultBootBound = 2 * time.Minute
 	// DefaultSilence is how long an agent may leave a question unanswered.

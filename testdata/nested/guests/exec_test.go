@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vole-vmm/vole/testdata/nested"
+	"github.com/vole-vmm/vole/vmm/harness"
 )
 
 // execPairs are the kernels and transports that commands run on, in turn.
@@ -140,6 +141,19 @@ func TestExecCodes(t *testing.T) {
 			places <- struct{}{}
 			defer func() { <-places }()
 			assert.Equal(t, result{code: want}, e.result(t))
+		})
+	}
+}
+
+// TestExecCmdline: the kernel's command line is ours with the user's words behind it,
+// which win.
+func TestExecCmdline(t *testing.T) {
+	t.Parallel()
+	for words, notests := range map[string]string{"": "Y", "vole.word cryptomgr.notests=0": "N"} {
+		t.Run(notests, func(t *testing.T) {
+			t.Parallel()
+			r := execVole(t, 1, []string{"--append", words}, "sh", "-c", "cat /proc/cmdline /sys/module/cryptomgr/parameters/notests").result(t)
+			assert.Equal(t, result{stdout: strings.TrimSpace(harness.DefaultCmdline+" "+words) + "\n" + notests + "\n"}, r)
 		})
 	}
 }
