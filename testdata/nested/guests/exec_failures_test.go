@@ -188,7 +188,8 @@ func TestExecNoVirtio(t *testing.T) {
 	}
 }
 
-// TestExecNoSpace: a host without space costs warnings, and not the command's result.
+// TestExecNoSpace: a host without space costs warnings, which begin with the reason,
+// and not the command's result, nor time.
 func TestExecNoSpace(t *testing.T) {
 	nested.RequireSuite(t, nested.SuiteMatrix)
 	if os.Geteuid() != 0 {
@@ -203,16 +204,21 @@ func TestExecNoSpace(t *testing.T) {
 	log := filepath.Join(full, "console")
 	e := execKernel(t, image, filepath.Join(full, "cache"), []string{"--console-log", log, "--append", "loglevel=7", "--rw", full},
 		"sh", "-c", `echo from the guest; dd if=/dev/zero of="$1" bs=64k count=2 || exit 6`, "sh", filepath.Join(full, "file"))
+	began := time.Now()
 	r := e.result(t)
+	assert.Less(t, time.Since(began), time.Minute)
 	assert.Equal(t, 6, r.code, r.stderr)
 	assert.Equal(t, "from the guest\n", r.stdout)
 	assert.Contains(t, r.stderr, "No space left on device\n", "of the command")
+	ours := 0
 	for line := range strings.Lines(r.stderr) {
 		if strings.HasPrefix(line, "vole: ") {
-			assert.Contains(t, line, "vole: exec: ")
+			assert.True(t, strings.HasPrefix(line, "vole: exec: warning: "), line)
+			assert.Contains(t, line, "no space left on device")
+			ours++
 		}
 	}
-	assert.Contains(t, r.stderr, "no space left on device", "of vole")
+	assert.Equal(t, 2, ours, "the console's log and the cache: %s", r.stderr)
 }
 
 // TestExecKilled: of a vole that was killed nothing is left: no process, no file. Where

@@ -39,7 +39,7 @@ var ErrNoShare = errors.New("qemuexec: the kernel has no such file system")
 type QEMU struct {
 	Machine string // as -M takes it
 	Share   Share
-	Kernel  string // bzImage
+	Kernel  string // bzImage, or a vmlinux with a PVH entry
 	Initrd  string // of WriteInitrd, for this share
 	Memory  string // as -m takes it
 	CPUs    int
