@@ -39,9 +39,14 @@ func newOutput(from, to *os.File, tty bool) *output {
 
 // copy copies until the end of the output, or until the host does not want it. The
 // command's next write then raises SIGPIPE, and a terminal is hung up.
+//
+// A terminal's first EIO is not believed: Linux looks for bytes first and for whether
+// the other side is gone then (n_tty_read), so that of last words in between only a
+// second read hears. Nobody can say more by then.
 func (o *output) copy() {
 	defer close(o.done)
 	buf := make([]byte, smallBuffer)
+	gone := false
 	for {
 		n, err := o.from.Read(buf)
 		if n > 0 {
@@ -52,6 +57,10 @@ func (o *output) copy() {
 			if n == len(buf) && n < largeBuffer {
 				buf = make([]byte, largeBuffer)
 			}
+		}
+		if o.tty && !gone && errors.Is(err, unix.EIO) {
+			gone = true
+			continue
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			o.open = o.drain(buf)
@@ -90,6 +99,7 @@ func (o *output) drain(buf []byte) (open bool) {
 			return false
 		}
 	}
+	gone := false
 	for {
 		var n int
 		// At the least a byte is asked for, to see the end.
@@ -99,6 +109,9 @@ func (o *output) drain(buf []byte) (open bool) {
 		}
 		switch {
 		case err == unix.EINTR:
+			continue
+		case err == unix.EIO && o.tty && !gone:
+			gone = true // as in copy
 			continue
 		case err == unix.EAGAIN:
 			return true

@@ -20,13 +20,24 @@ import (
 	"github.com/vole-vmm/vole/testdata/nested"
 )
 
-// envExecSoak is how many commands of each kind TestSoakExec runs, instead of 500.
+// envExecSoak is how many commands of each kind are run, instead of 500.
 const envExecSoak = "VOLE_EXEC_SOAK"
 
-// TestSoakExec runs commands that succeed and commands that fail with random codes: half
-// of each kind one after the other, on a terminal, and half four at a time. Every code is
-// right, and nothing is left of any.
-func TestSoakExec(t *testing.T) {
+// The commands of the soak: those that succeed and those that fail with random codes,
+// half of each kind one after the other, on a terminal, and half four at a time. Every
+// code is right, and nothing is left of any. They are four tests, as an emulated host
+// that locks up has a test run again.
+
+func TestSoakExecTrue(t *testing.T)        { soakExec(t, succeeds, inTurn) }
+func TestSoakExecTrueAtOnce(t *testing.T)  { soakExec(t, succeeds, fourAtOnce) }
+func TestSoakExecCodes(t *testing.T)       { soakExec(t, fails, inTurn) }
+func TestSoakExecCodesAtOnce(t *testing.T) { soakExec(t, fails, fourAtOnce) }
+
+func succeeds(*rand.Rand) int     { return 0 }
+func fails(random *rand.Rand) int { return 1 + random.IntN(255) }
+
+// soakExec runs commands whose codes are as code says.
+func soakExec(t *testing.T, code func(*rand.Rand) int, run func(t *testing.T, codes []int)) {
 	nested.RequireSuite(t, nested.SuiteSoak)
 	count := 500
 	if s := os.Getenv(envExecSoak); s != "" {
@@ -37,55 +48,53 @@ func TestSoakExec(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	codes := make([]int, count)
+	codes := make([]int, count/2)
 	for i := range codes {
-		codes[i] = 1 + random.IntN(255)
+		codes[i] = code(random)
 	}
 	for turn := range execPairs { // fills what is kept
 		assert.Equal(t, result{}, execSoak(t, turn, "true").result(t))
 	}
 	before := leftovers(t)
-	for _, kind := range []struct {
-		name string
-		code func(i int) int
-	}{{"true", func(int) int { return 0 }}, {"codes", func(i int) int { return codes[i] }}} {
-		t.Run(kind.name+", one after the other", func(t *testing.T) {
-			for i := range count / 2 {
-				t.Run(strconv.Itoa(i), func(t *testing.T) {
-					e := execSoak(t, i, command(kind.code(i)))
-					var out bytes.Buffer
-					e.Stdout = &out
-					p := newTerminal(t)
-					p.start(e.Cmd)
-					assert.Equal(t, kind.code(i), p.wait(), p.out)
-					assert.Empty(t, out.String())
-				})
-			}
-			assert.Equal(t, before, leftovers(t))
-		})
-		t.Run(kind.name+", four at a time", func(t *testing.T) {
-			var all sync.WaitGroup
-			next := make(chan int)
-			for range 4 {
-				all.Go(func() {
-					for i := range next {
-						e := execSoak(t, i, command(kind.code(i)))
-						out, err := e.CombinedOutput()
-						if code := e.ProcessState.ExitCode(); code != kind.code(i) || len(out) > 0 {
-							t.Errorf("%d: code %d, not %d (%v): %s", i, code, kind.code(i), err, out)
-						}
-						progress(t, i, count)
-					}
-				})
-			}
-			for i := count / 2; i < count; i++ {
-				next <- i
-			}
-			close(next)
-			all.Wait()
-			assert.Equal(t, before, leftovers(t))
+	run(t, codes)
+	assert.Equal(t, before, leftovers(t))
+}
+
+func inTurn(t *testing.T, codes []int) {
+	for i, code := range codes {
+		// A subtest, so that its terminal goes with it.
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
+			e := execSoak(t, i, command(code))
+			var out bytes.Buffer
+			e.Stdout = &out
+			p := newTerminal(t)
+			p.start(e.Cmd)
+			assert.Equal(t, code, p.wait(), p.out)
+			assert.Empty(t, out.String())
 		})
 	}
+}
+
+func fourAtOnce(t *testing.T, codes []int) {
+	var all sync.WaitGroup
+	next := make(chan int)
+	for range 4 {
+		all.Go(func() {
+			for i := range next {
+				e := execSoak(t, i, command(codes[i]))
+				out, err := e.CombinedOutput()
+				if code := e.ProcessState.ExitCode(); code != codes[i] || len(out) > 0 {
+					t.Errorf("%d: code %d, not %d (%v): %s", i, code, codes[i], err, out)
+				}
+				progress(t, i, len(codes))
+			}
+		})
+	}
+	for i := range codes {
+		next <- i
+	}
+	close(next)
+	all.Wait()
 }
 
 // command is what ends with a code.
