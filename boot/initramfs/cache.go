@@ -129,7 +129,7 @@ const maxCacheHeader = 1 << 20
 
 var errStale = errors.New("the cached archive is not that of the files any more")
 
-func (c Cache) path(key string) string { return filepath.Join(c.Dir, key+".modules") }
+func (c Cache) path(key string) string { return filepath.Join(c.Dir, key+archiveSuffix) }
 
 // open finds the archive of before.
 func (c Cache) open(key string) (_ *ModuleArchive, err error) {
@@ -247,7 +247,10 @@ func (c Cache) write(key string, head []byte, archive image) (err error) {
 	return os.Rename(f.Name(), c.path(key))
 }
 
-const tempSuffix = ".tmp"
+const (
+	archiveSuffix = ".modules"
+	tempSuffix    = ".tmp"
+)
 
 // touchAge is how exactly it is known when an archive was used.
 const touchAge = time.Hour
@@ -274,7 +277,7 @@ func (c Cache) prune() {
 		switch {
 		case strings.HasSuffix(e.Name(), tempSuffix) && time.Since(info.ModTime()) > tempAge:
 			_ = os.Remove(filepath.Join(c.Dir, e.Name()))
-		case strings.HasSuffix(e.Name(), ".modules"):
+		case strings.HasSuffix(e.Name(), archiveSuffix):
 			kept = append(kept, info)
 		}
 	}
@@ -282,6 +285,27 @@ func (c Cache) prune() {
 	for _, old := range kept[min(keep, len(kept)):] {
 		_ = os.Remove(filepath.Join(c.Dir, old.Name()))
 	}
+}
+
+// Clear removes all archives, and what crashes have left behind. A directory that does
+// not exist is clear already.
+func (c Cache) Clear() error {
+	if err := ownDir(c.Dir); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	entries, err := os.ReadDir(c.Dir)
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), archiveSuffix) && !strings.HasSuffix(e.Name(), tempSuffix) {
+			continue
+		}
+		if rerr := os.Remove(filepath.Join(c.Dir, e.Name())); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
+	}
+	return err
 }
 
 // ownDir refuses a directory in which others could put modules.

@@ -100,4 +100,15 @@ func TestCachePrunes(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(c.Dir, "*"))
 	require.NoError(t, err)
 	assert.Len(t, files, 1)
+
+	beside := filepath.Join(c.Dir, "beside")
+	require.NoError(t, os.WriteFile(beside, nil, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(c.Dir, "1"+tempSuffix), nil, 0o600))
+	require.NoError(t, c.Clear())
+	files, err = filepath.Glob(filepath.Join(c.Dir, "*"))
+	require.NoError(t, err)
+	assert.Equal(t, []string{beside}, files)
+	assert.NoError(t, Cache{Dir: filepath.Join(t.TempDir(), "none")}.Clear())
+	require.NoError(t, os.Chmod(c.Dir, 0o777))
+	assert.Error(t, c.Clear(), "not this user's alone")
 }

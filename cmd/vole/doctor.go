@@ -102,6 +102,7 @@ type patient struct {
 	groups  []int
 	info    vmm.HostInfo
 	err     error // of the probe that gave info
+	beneath error // of tryBeneath
 	kernels []kernel.Kernel
 }
 
@@ -114,6 +115,7 @@ func (p *patient) examine() *diagnosis {
 	p.tun(d)
 	p.vhost(d)
 	p.userNet(d)
+	p.sharing(d)
 	p.hugePages(d)
 	p.images(d)
 	return d

@@ -35,6 +35,7 @@ func thisHost(ctx context.Context) *patient {
 	p.groups, _ = os.Getgroups()
 	p.groups = append(p.groups, os.Getegid())
 	p.info, p.err = vmm.Probe(ctx)
+	p.beneath = tryBeneath()
 	return p
 }
 
@@ -59,7 +60,7 @@ func (p *patient) device(d *diagnosis) {
 	const name = "kvm"
 	switch {
 	case p.err == nil:
-		d.add(levelOK, name, "", "%s can be used, up to %d vCPUs in a machine", vmm.KVMDevice, p.info.MaxCPUs)
+		d.add(levelOK, name, "", "%s can be used, up to %d vCPUs in a machine", vmm.KVMDevice, min(p.info.MaxCPUs, vmm.MaxCPUs))
 	case errors.Is(p.err, fs.ErrNotExist):
 		d.add(levelFail, name, p.fixAbsent(), "there is no %s", vmm.KVMDevice)
 	case errors.Is(p.err, fs.ErrPermission):
@@ -233,14 +234,33 @@ func (p *patient) vhost(d *diagnosis) {
 	err := p.tryDevice(dev)
 	switch {
 	case err == nil:
-		d.add(levelOK, name, "", "/dev/vhost-net can be used: --net tap=NAME,vhost=on is possible")
+		d.add(levelOK, name, "", "/dev/vhost-net can be used: --net tap=NAME,vhost is possible")
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		d.add(levelWarn, name, "sudo modprobe vhost_net", "/dev/vhost-net has no driver in this kernel: no vhost=on for a tap device")
+		d.add(levelWarn, name, "sudo modprobe vhost_net", "/dev/vhost-net has no driver in this kernel: no vhost for a tap device")
 	case errors.Is(err, fs.ErrNotExist):
-		d.add(levelWarn, name, "sudo modprobe vhost_net", "there is no /dev/vhost-net: no vhost=on for a tap device")
+		d.add(levelWarn, name, "sudo modprobe vhost_net", "there is no /dev/vhost-net: no vhost for a tap device")
 	default:
-		d.add(levelWarn, name, "sudo chmod 666 /dev/vhost-net", "/dev/vhost-net: %v: no vhost=on for a tap device", err)
+		d.add(levelWarn, name, "sudo chmod 666 /dev/vhost-net", "/dev/vhost-net: %v: no vhost for a tap device", err)
 	}
+}
+
+// tryBeneath opens a directory as package hostdir opens all files.
+func tryBeneath() error {
+	fd, err := unix.Openat2(unix.AT_FDCWD, ".", &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH})
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
+// sharing is about this machine's files in guests.
+func (p *patient) sharing(d *diagnosis) {
+	const name = "shared files"
+	if p.beneath != nil {
+		d.add(levelWarn, name, "Linux 5.6 or newer on the host, and a sandbox that allows openat2", "openat2: %v: no vole exec, no vmtest, no --share", p.beneath)
+		return
+	}
+	d.add(levelOK, name, "", "vole exec, vmtest and --share can show files of this machine to a guest")
 }
 
 // hugePages is about the pages that hold the guest's memory.
@@ -299,8 +319,8 @@ func (p *patient) images(d *diagnosis) {
 	case good > 0:
 		d.add(levelOK, name, "", "%d found: `vole kernel ls` lists them", good)
 	case unreadable != "":
-		d.add(levelWarn, name, "sudo chmod a+r "+unreadable, "%s may not be read: `vole run` needs --kernel", unreadable)
+		d.add(levelWarn, name, "vole kernel pull NAME (needs no root), or sudo chmod a+r "+unreadable, "%s may not be read", unreadable)
 	default:
-		d.add(levelWarn, name, "install one (sudo apt install linux-image-amd64), or name a file with --kernel", "none found: `vole run` needs --kernel")
+		d.add(levelWarn, name, "vole kernel pull NAME (needs no root), or sudo apt install linux-image-amd64, or a file with --kernel", "none found")
 	}
 }

@@ -37,7 +37,8 @@ itself; those that are a terminal here are one there, and none is needed. Signal
 so does what is typed, also Ctrl-c; on a terminal, Ctrl-] three times within a second ends the guest.
 
 The guest's kernel needs drivers for what a guest of vole's has: their modules are looked for beside
-the kernel, and in this machine's /lib/modules. Without --kernel it is the running kernel's image.
+the kernel, and in this machine's /lib/modules. Without --kernel it is the running kernel's image, if
+it can be read, else the newest one that "vole kernel pull" has brought.
 
 For a test binary that "go test" runs (go test -exec "vole exec --"), what go test wants to have back
 is writable without --rw: coverage, profiles, its test log and testdata/fuzz.
@@ -54,6 +55,8 @@ const execExitCodes = `  N        the command's own; 128 and the signal's number
   125      bad usage or bad input (nothing was started), or an error on the host, or of stdout or stderr
   126      the command can't be run, or not in its directory, or a --rw directory can't be written to
   127      there is no such command
+  128 + N  vole was ended by signal N before the command was: it came before the guest was up, or for
+           the third time; 130 also for Ctrl-] three times
 A command may use the same codes: what vole says on stderr, and in --report, tells them apart.`
 
 // execFlags are the flags of exec.

@@ -242,11 +242,15 @@ func (s *execSession) options(writable []string) (harness.Options, error) {
 		o.Hostname = name
 	}
 	if s.cfg.Cache != nil {
-		o.ModulesCache = filepath.Join(s.cfg.Cache.Dir(), "modules")
+		o.ModulesCache = harness.ModulesCacheIn(s.cfg.Cache)
 	}
 	if v := s.machine.Vsock; v != nil {
 		// The machine's own device carries these sockets too.
-		s.vsock = v.Path
+		cid, err := v.GuestCID()
+		if err != nil {
+			return harness.Options{}, err
+		}
+		s.vsock, o.CID = v.Path, cid
 		s.machine.Vsock = nil
 	}
 	if len(s.machine.Nets) > 0 && s.machine.Nets[0].User {

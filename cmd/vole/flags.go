@@ -29,7 +29,7 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 			return nil
 		}}, name, short, usage)
 	}
-	text("kernel", "k", "FILE", "the kernel to boot: a bzImage or an ELF vmlinux (default: the running kernel's image)",
+	text("kernel", "k", "FILE", "the kernel to boot: a bzImage or an ELF vmlinux (default: the running kernel's image, else the newest of \"vole kernel pull\")",
 		func(m *spec.Machine, s string) { m.Kernel = s })
 	text("initrd", "i", "FILE", "the initial RAM disk (default: none with --disk, else the built-in guest, which prints what it sees and powers off)",
 		func(m *spec.Machine, s string) { m.Initrd = s })
@@ -98,11 +98,11 @@ func (f *machineFlags) add(cmd *cobra.Command) {
 		return err
 	})
 	fs.Var(&once{kind: "FILE", set: func(s string) error { f.config = s; return nil }}, "config",
-		"a machine in JSON, with these flags' long names as keys; flags win over it")
+		"a machine in JSON, with the long names of the flags that make the machine as keys; flags win over it")
 
 	completeFiles(cmd, "kernel", "initrd", "console", "config", "disk", "vsock")
 	_ = cmd.MarkFlagDirname("share")
-	completeWords(cmd, "transport", "pci", "mmio")
+	completeWords(cmd, "transport", "pci", "mmio", "mmio-cmdline")
 	completeWords(cmd, "net", "user", "tap=")
 	completeWords(cmd, "console-device", "serial", "virtio")
 	completeWords(cmd, "boot", "auto", "vmlinux", "bzimage")

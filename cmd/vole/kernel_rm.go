@@ -8,8 +8,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vole-vmm/vole/boot/initramfs"
 	"github.com/vole-vmm/vole/boot/kernel"
 	"github.com/vole-vmm/vole/boot/kernel/pull"
+	"github.com/vole-vmm/vole/vmm/harness"
 )
 
 func newKernelRm() *cobra.Command {
@@ -21,8 +23,8 @@ func newKernelRm() *cobra.Command {
 version, or what it was pulled by; when that is several kernels, all of them go. Nothing else on this
 machine is touched: kernels in /boot and /lib/modules can't be removed so.
 
---all removes every pulled kernel, what interrupted pulls have left, and the cache of unpacked
-kernels.`,
+--all removes every pulled kernel, what interrupted pulls have left, and the caches of unpacked
+kernels and modules.`,
 		Example: `  vole kernel rm 6.12.9-cloud-amd64
   vole kernel rm ghcr.io/cilium/ci-kernels:6.6
   vole kernel rm --all`,
@@ -62,13 +64,13 @@ kernels.`,
 			if err := pull.Clean(""); err != nil {
 				return pullError(err)
 			}
-			if cache != nil {
-				return cache.Prune(0)
+			if cache == nil {
+				return nil
 			}
-			return nil
+			return errors.Join(cache.Prune(0), initramfs.Cache{Dir: harness.ModulesCacheIn(cache)}.Clear())
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "remove all that were pulled, and the cache of unpacked kernels")
+	cmd.Flags().BoolVar(&all, "all", false, "remove all that were pulled, and the caches of unpacked kernels and modules")
 	return cmd
 }
 

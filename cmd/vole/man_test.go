@@ -63,12 +63,12 @@ func manPage(root *cobra.Command) []byte {
 		m.command(c)
 	}
 	m.section("EXIT STATUS")
-	m.text("Of run, as above. The other commands: 0 if all is well, 1 for an error on the host (doctor: a stock kernel can't boot here), 2 for bad usage.")
+	m.text("Of run and exec, as above. The other commands: 0 if all is well, 1 for an error on the host (doctor: a stock kernel can't boot here), 2 for bad usage; kernel pull and kernel rm 128 and the signal's number if one has ended them.")
 	m.section("ENVIRONMENT")
-	m.item("VOLE_CACHE", "the directory of unpacked kernels, instead of vole/kernels in $XDG_CACHE_HOME or ~/.cache")
+	m.item("VOLE_CACHE", "the directory of pulled kernels, unpacked ones and archives of modules, instead of vole/kernels in $XDG_CACHE_HOME or ~/.cache")
 	m.section("FILES")
 	m.item("/dev/kvm", "what machines are made with; vole doctor says what is wrong with it")
-	m.item("/boot/vmlinuz-*, /lib/modules/*/vmlinuz", "where kernels are looked for")
+	m.item("/boot/vmlinuz-*, /boot/vmlinuz, /lib/modules/*/vmlinuz, /usr/lib/modules/*/vmlinuz, ~/.cache/vole/kernels/pulled", "where kernels are looked for")
 	return m.b.Bytes()
 }
 

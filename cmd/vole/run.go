@@ -15,8 +15,8 @@ import (
 
 const runLong = `Boot a kernel in a virtual machine and end with an exit code that says how the guest ended.
 
-Without --kernel it is the running kernel's own image, which must be readable: "vole kernel ls" shows
-whether it is. Without --initrd and --disk the guest is vole itself: it prints what it sees of the
+Without --kernel it is the running kernel's own image, if it can be read, else the newest one that
+"vole kernel pull" has brought; "vole kernel ls" shows them. Without --initrd and --disk the guest is vole itself: it prints what it sees of the
 machine on one screen and powers off.
 
 A --disk is a raw image or a block device, locked while vole has it: one writer, or any number of

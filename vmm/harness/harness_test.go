@@ -2,6 +2,7 @@ package harness
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -289,4 +290,18 @@ func TestCaller(t *testing.T) {
 	require.NoError(t, err)
 	assert.EqualValues(t, os.Getuid(), u.UID)
 	assert.LessOrEqual(t, Umask(), uint32(0o777))
+}
+
+// TestCID: the guest has the context id that was asked for.
+func TestCID(t *testing.T) {
+	kernel := filepath.Join(t.TempDir(), "vmlinux") // of which no modules are known
+	require.NoError(t, os.WriteFile(kernel, []byte("\x7fELF"), 0o600))
+	for asked, want := range map[uint32]uint64{0: 3, 77: 77} {
+		m, err := New(Options{Machine: vmm.Config{Kernel: kernel}, Root: &Root{None: true}, CID: asked})
+		require.NoError(t, err)
+		var p [8]byte
+		m.sockets.ReadConfig(0, p[:])
+		assert.Equal(t, want, binary.LittleEndian.Uint64(p[:]))
+		require.NoError(t, m.Close())
+	}
 }

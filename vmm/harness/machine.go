@@ -22,8 +22,8 @@ import (
 	"github.com/vole-vmm/vole/vmm"
 )
 
-// guestCID is the guest's context id. Each machine may have the same.
-const guestCID = 3
+// defaultCID is the guest's context id. Each machine may have the same.
+const defaultCID = 3
 
 // Machine is a machine on which commands run. Its methods may be called from any
 // goroutine.
@@ -91,7 +91,7 @@ func New(o Options) (_ *Machine, err error) {
 			return nil, err
 		}
 	}
-	m.sockets, err = vsock.New(vsock.Options{CID: guestCID, Logger: o.Logger})
+	m.sockets, err = vsock.New(vsock.Options{CID: o.CID, Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}

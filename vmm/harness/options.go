@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vole-vmm/vole/boot/kernel"
 	"github.com/vole-vmm/vole/guest/wire"
 	"github.com/vole-vmm/vole/vmm"
 )
@@ -76,6 +77,9 @@ type Options struct {
 	// Shares are mounted in the guest after the root. Their devices are in
 	// Machine.Devices.
 	Shares []wire.Mount
+	// CID is the guest's context id, by which its programs know it; 0 is 3. It means
+	// nothing on the host.
+	CID uint32
 	// Hostname is the guest's; Net the address of its first network device.
 	Hostname string
 	Net      *wire.Net
@@ -107,6 +111,9 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// ModulesCacheIn is the place for archives of modules in a cache of kernels.
+func ModulesCacheIn(c *kernel.Cache) string { return filepath.Join(c.Dir(), "modules") }
+
 // Root says which of the host's files the guest sees and may change.
 type Root struct {
 	// Dir is the directory that is the guest's root; "" is "/".
@@ -129,6 +136,9 @@ var Hidden = []string{"/proc", "/sys", "/dev"}
 func (o Options) withDefaults() Options {
 	if o.Machine.Cmdline == "" {
 		o.Machine.Cmdline = DefaultCmdline
+	}
+	if o.CID == 0 {
+		o.CID = defaultCID
 	}
 	if o.Init == "" {
 		// Not os.Executable: this one is still there when the file has been replaced.

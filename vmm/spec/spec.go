@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -123,7 +124,7 @@ func Decode(r io.Reader) (Machine, error) {
 		var kind *json.UnmarshalTypeError
 		switch {
 		case errors.As(err, &kind) && kind.Field != "":
-			return Machine{}, bad(kind.Field, "a JSON %s where a %s is wanted", kind.Value, kind.Type)
+			return Machine{}, bad(kind.Field, "a JSON %s where %s is wanted", kind.Value, jsonKind(kind.Type))
 		case err == io.EOF:
 			return Machine{}, fmt.Errorf("%w: empty", ErrSpec)
 		}
@@ -133,6 +134,19 @@ func Decode(r io.Reader) (Machine, error) {
 		return Machine{}, fmt.Errorf("%w: something behind the machine, at byte %d", ErrSpec, d.InputOffset())
 	}
 	return m, nil
+}
+
+// jsonKind is what a value of type t is in JSON.
+func jsonKind(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Slice:
+		return "a list"
+	case reflect.Struct:
+		return "an object"
+	case reflect.Bool:
+		return "true or false"
+	}
+	return "a " + t.String()
 }
 
 // Config checks every value and returns the machine as package vmm takes it. An error is a
@@ -184,7 +198,7 @@ func (m Machine) Config() (vmm.Config, error) {
 		return vmm.Config{}, &FieldError{"publish", err}
 	}
 	if m.Vsock != nil {
-		if _, err := m.Vsock.cid(); err != nil {
+		if _, err := m.Vsock.GuestCID(); err != nil {
 			return vmm.Config{}, &FieldError{"vsock", err}
 		}
 	}

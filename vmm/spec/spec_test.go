@@ -50,15 +50,17 @@ func TestDecode(t *testing.T) {
 
 func TestDecodeRefuses(t *testing.T) {
 	for name, tc := range map[string]struct{ in, want string }{
-		"nothing":          {"", "empty"},
-		"no object":        {"[]", "array"},
-		"cut short":        {`{"kernel": "k"`, "unexpected EOF"},
-		"unknown key":      {`{"dish": "d"}`, `unknown field "dish"`},
-		"second value":     {`{} {}`, "behind the machine"},
-		"rubbish behind":   {`{} x`, "behind the machine"},
-		"wrong kind":       {`{"kernel": 1}`, "kernel: a JSON number where a string is wanted"},
-		"wrong kind, bool": {`{"pit": "yes"}`, "pit: a JSON string where a bool is wanted"},
-		"too long":         {`{"kernel": "` + strings.Repeat("x", maxDocument) + `"}`, "longer than"},
+		"nothing":            {"", "empty"},
+		"no object":          {"[]", "array"},
+		"cut short":          {`{"kernel": "k"`, "unexpected EOF"},
+		"unknown key":        {`{"dish": "d"}`, `unknown field "dish"`},
+		"second value":       {`{} {}`, "behind the machine"},
+		"rubbish behind":     {`{} x`, "behind the machine"},
+		"wrong kind":         {`{"kernel": 1}`, "kernel: a JSON number where a string is wanted"},
+		"wrong kind, bool":   {`{"pit": "yes"}`, "pit: a JSON string where true or false is wanted"},
+		"wrong kind, list":   {`{"disk": "root.img"}`, "disk: a JSON string where a list is wanted"},
+		"wrong kind, object": {`{"vsock": "v"}`, "vsock: a JSON string where an object is wanted"},
+		"too long":           {`{"kernel": "` + strings.Repeat("x", maxDocument) + `"}`, "longer than"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Decode(strings.NewReader(tc.in))

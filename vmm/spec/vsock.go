@@ -43,8 +43,8 @@ func ParseVsock(s string) (Vsock, error) {
 // maxVsockPath leaves room in a Unix socket's address, of 107 bytes, for "_4294967295".
 const maxVsockPath = 96
 
-// cid checks the path and the context id.
-func (v Vsock) cid() (uint32, error) {
+// GuestCID checks the path and returns the context id.
+func (v Vsock) GuestCID() (uint32, error) {
 	switch {
 	case v.Path == "":
 		return 0, errors.New("it names no path")
@@ -64,7 +64,7 @@ func (v Vsock) cid() (uint32, error) {
 
 // device makes the device and its socket.
 func (v Vsock) device(log *slog.Logger) (*vsock.Device, error) {
-	cid, err := v.cid()
+	cid, err := v.GuestCID()
 	if err != nil {
 		return nil, err
 	}

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -191,7 +190,7 @@ func (r *mainRun) prepare() error {
 		h.Machine.Cache = r.cache()
 	}
 	if h.Machine.Cache != nil && h.ModulesCache == "" {
-		h.ModulesCache = filepath.Join(h.Machine.Cache.Dir(), "modules")
+		h.ModulesCache = harness.ModulesCacheIn(h.Machine.Cache)
 	}
 	for _, f := range r.finish {
 		f(h)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -84,7 +83,7 @@ func (c *config) boot(v *VM) error {
 		m.Cache = c.cache()
 	}
 	if m.Cache != nil && c.harness.ModulesCache == "" {
-		c.harness.ModulesCache = filepath.Join(m.Cache.Dir(), "modules")
+		c.harness.ModulesCache = harness.ModulesCacheIn(m.Cache)
 	}
 	for _, f := range c.finish {
 		f(&c.harness)

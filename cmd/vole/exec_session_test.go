@@ -1,0 +1,26 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/vole-vmm/vole/vmm/spec"
+)
+
+// TestExecVsock: the device that carries the agent carries the user's sockets too, with
+// the user's context id.
+func TestExecVsock(t *testing.T) {
+	for word, cid := range map[string]uint32{"/tmp/v": 3, "/tmp/v,cid=77": 77} {
+		v, err := spec.ParseVsock(word)
+		require.NoError(t, err)
+		s := &execSession{flags: &execFlags{}, args: []string{"true"}}
+		s.machine.Vsock = &v
+		o, err := s.options(nil)
+		require.NoError(t, err)
+		assert.Equal(t, cid, o.CID)
+		assert.Equal(t, "/tmp/v", s.vsock)
+		assert.Nil(t, s.machine.Vsock)
+	}
+}
