@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,21 @@ import (
 
 	"github.com/vole-vmm/vole/vmm"
 )
+
+// TestDocumented: the machine in docs/machine.md is one.
+func TestDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/machine.md")
+	require.NoError(t, err)
+	_, rest, ok := strings.Cut(string(page), "```json\n")
+	require.True(t, ok)
+	text, _, ok := strings.Cut(rest, "```")
+	require.True(t, ok)
+	m, err := Decode(strings.NewReader(text))
+	require.NoError(t, err)
+	_, err = m.Config()
+	require.NoError(t, err)
+	assert.Len(t, m.Disks, 2)
+}
 
 func TestDecode(t *testing.T) {
 	line := "console=ttyS1"
