@@ -34,7 +34,8 @@ guest's own, but for --rw directories in /run and /dev/shm. The command has the 
 directory and environment as it would have here. stdin, stdout and stderr are the command's, each by
 itself; those that are a terminal here are one there, and none is needed. Signals go to the command
 (SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2; the third of the first four ends the guest), and
-so does what is typed, also Ctrl-c; on a terminal, Ctrl-] three times within a second ends the guest.
+so does what is typed, also Ctrl-c, once the guest is up; before, Ctrl-c ends it. On a terminal,
+Ctrl-] three times within a second ends the guest whatever it does.
 
 The guest's kernel needs drivers for what a guest of vole's has: their modules are looked for beside
 the kernel, and in this machine's /lib/modules. Without --kernel it is the running kernel's image, if

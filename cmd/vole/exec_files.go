@@ -17,7 +17,8 @@ type execFiles struct {
 	in, out, err *stream // nil for /dev/null and what was closed
 	shown        *stream // the terminal, where one of them is one
 	onTerminal   [3]bool
-	quit         func() // Ctrl-] three times
+	typed        *typeahead // of in, if that is the terminal
+	quit         func()     // Ctrl-] three times
 }
 
 // open takes hold of them.
@@ -44,11 +45,19 @@ func (f *execFiles) open(s *execSession) (err error) {
 			return fmt.Errorf("%s: %w", one.name, err)
 		}
 	}
-	for i, file := range []*os.File{1: os.Stdout, 2: os.Stderr, 0: os.Stdin} {
-		if f.onTerminal[i] && f.shown == nil {
-			if f.shown, err = newStream(int(file.Fd()), os.O_WRONLY); err != nil {
+	// The guest has one terminal. What is another one here, as after >/dev/pts/7, is a
+	// stream like any.
+	var seat uint32
+	for i, file := range []*os.File{os.Stdin, os.Stdout, os.Stderr} {
+		switch fd := int(file.Fd()); {
+		case !f.onTerminal[i]:
+		case f.shown == nil:
+			if f.shown, err = newStream(fd, os.O_WRONLY); err != nil {
 				return fmt.Errorf("the terminal: %w", err)
 			}
+			seat = terminalNumber(fd)
+		case terminalNumber(fd) != seat:
+			f.onTerminal[i] = false
 		}
 	}
 	if f.onTerminal[0] && s.term != nil {
@@ -56,6 +65,12 @@ func (f *execFiles) open(s *execSession) (err error) {
 	}
 	f.quit = func() { s.cancel(&stopped{codeInterrupted, "Ctrl-] three times"}) }
 	return nil
+}
+
+// terminalNumber tells terminals apart; /dev/tty is the one that it stands for.
+func terminalNumber(fd int) uint32 {
+	n, _ := unix.IoctlGetUint32(fd, unix.TIOCGDEV)
+	return n
 }
 
 // isNull says whether nothing can be read from and written to a descriptor.
@@ -95,7 +110,8 @@ func (f *execFiles) connect(c *remote.Cmd, a audience) {
 		c.Terminal.Rows, c.Terminal.Cols = rows, cols
 	}
 	if f.onTerminal[0] {
-		c.Terminal.In = &escapeWatch{in: f.in, quit: f.quit}
+		f.typed = newTypeahead(&escapeWatch{in: f.in, quit: f.quit})
+		c.Terminal.In = f.typed
 	}
 }
 
@@ -112,6 +128,10 @@ func (f *execFiles) size() (rows, cols uint16, ok bool) {
 }
 
 func (f *execFiles) close() {
+	if f.typed != nil {
+		f.typed.stop()
+		f.typed = nil
+	}
 	for _, s := range []**stream{&f.in, &f.out, &f.err, &f.shown} {
 		if *s != nil {
 			_ = (*s).Close()

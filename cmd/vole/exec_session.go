@@ -152,7 +152,6 @@ func (s *execSession) once(ctx context.Context) error {
 	if err := trimText(); err != nil {
 		s.log.Debug("what the start has used stays in memory", "reason", err)
 	}
-	s.term.enter()
 	defer context.AfterFunc(ctx, func() { m.Guest().Fail(context.Cause(ctx)) })()
 	greet := s.greet(ctx, m)
 	err = s.cmd.Wait()
@@ -173,7 +172,7 @@ func (s *execSession) once(ctx context.Context) error {
 	return s.ending(ctx, err)
 }
 
-// greet does what waits for the guest to be up, in a goroutine. What it returns joins that.
+// greet takes the terminal and does what else waits for the guest to be up, in a goroutine. What it returns joins that.
 func (s *execSession) greet(ctx context.Context, m *harness.Machine) (join func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -183,6 +182,8 @@ func (s *execSession) greet(ctx context.Context, m *harness.Machine) (join func(
 		if err != nil {
 			return
 		}
+		// Not before: while there is nobody to type to, Ctrl-c ends the boot.
+		s.term.enter()
 		s.resize() // the window may have changed during the boot
 		s.early.Send(s.cmd.Signal)
 		if hello.Lacks != "" {

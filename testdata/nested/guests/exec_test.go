@@ -500,6 +500,21 @@ read line; echo "line <$line>"; exit 5`)
 	assert.Equal(t, 5, p.wait(), p.out)
 }
 
+// TestExecTerminalBoot: while there is nobody to type to, the terminal is as it was, and
+// Ctrl-c ends the guest.
+func TestExecTerminalBoot(t *testing.T) {
+	t.Parallel()
+	log := filepath.Join(t.TempDir(), "console")
+	e := execVole(t, 0, []string{"--console-log", log, "-a", "rdinit=/none root=/dev/none rootwait loglevel=7"}, "true")
+	p := newTerminal(t)
+	p.start(e.Cmd)
+	bootBegins(t, log)
+	cooked := p.termios()
+	assert.NotZero(t, cooked.Lflag&syscall.ISIG)
+	p.typeIn([]byte("\x03"))
+	assert.Equal(t, 130, p.wait(), p.out)
+}
+
 // TestExecTerminalOdd: a window without a size, a stdin that is none, and the way out.
 func TestExecTerminalOdd(t *testing.T) {
 	nested.RequireSuite(t, nested.SuiteMatrix)
