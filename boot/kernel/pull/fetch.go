@@ -106,16 +106,24 @@ func (e *statusError) transient() bool {
 }
 
 // do sends a request and returns the response if its status is among want. The
-// caller closes the body.
-func (w *web) do(req *http.Request, want ...int) (*http.Response, error) {
+// caller closes the body. idle, if it is not nil, ends the request's context
+// with errStalled; do sets it to w.idle once the headers are there.
+func (w *web) do(req *http.Request, idle *time.Timer, want ...int) (*http.Response, error) {
 	req.Header.Set("User-Agent", userAgent)
 	resp, err := w.client.Do(req)
+	stalled := func() bool { return context.Cause(req.Context()) == errStalled }
 	if err != nil {
+		if stalled() {
+			err = errStalled
+		}
 		var inner *url.Error
 		if errors.As(err, &inner) {
 			err = inner.Err
 		}
 		return nil, fmt.Errorf("%s: %w", req.URL.Redacted(), err)
+	}
+	if idle != nil {
+		idle.Reset(w.idle)
 	}
 	for _, status := range want {
 		if resp.StatusCode == status {
@@ -124,7 +132,11 @@ func (w *web) do(req *http.Request, want ...int) (*http.Response, error) {
 	}
 	defer resp.Body.Close()
 	e := &statusError{url: req.URL.Redacted(), status: resp.StatusCode, challenge: resp.Header.Get("WWW-Authenticate")}
-	if b, err := io.ReadAll(io.LimitReader(resp.Body, 512)); err == nil && strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain") {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 512))
+	switch {
+	case err != nil && stalled():
+		return nil, fmt.Errorf("%w; %w", e, errStalled)
+	case err == nil && strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain"):
 		e.says = strings.Join(strings.Fields(string(b)), " ")
 	}
 	return nil, e
@@ -143,7 +155,7 @@ func (w *web) get(req *http.Request, max int64) (b []byte, resp *http.Response, 
 func (w *web) getOnce(req *http.Request, max int64) ([]byte, *http.Response, error) {
 	ctx, cancel := context.WithTimeout(req.Context(), headerTimeout+w.idle)
 	defer cancel()
-	resp, err := w.do(req.WithContext(ctx), http.StatusOK)
+	resp, err := w.do(req.WithContext(ctx), nil, http.StatusOK)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -301,7 +313,9 @@ func (w *web) attempt(ctx context.Context, d download, part, info string, report
 	} else {
 		have = 0
 	}
-	resp, err := w.do(req, http.StatusOK, http.StatusPartialContent)
+	idle := time.AfterFunc(headerTimeout+w.idle, func() { cancel(errStalled) })
+	defer idle.Stop()
+	resp, err := w.do(req, idle, http.StatusOK, http.StatusPartialContent)
 	var status *statusError
 	if errors.As(err, &status) && status.status == http.StatusRequestedRangeNotSatisfiable && have > 0 {
 		if d.size == have { // all of it is there
@@ -348,8 +362,6 @@ func (w *web) attempt(ctx context.Context, d download, part, info string, report
 	if _, err := f.Seek(have, io.SeekStart); err != nil {
 		return resumed, fmt.Errorf("%w: %w", errHost, err)
 	}
-	idle := time.AfterFunc(w.idle, func() { cancel(errStalled) })
-	defer idle.Stop()
 	limit := int64(maxDownload)
 	if total > 0 {
 		limit = total

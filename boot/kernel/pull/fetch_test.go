@@ -188,6 +188,29 @@ func TestFetchStalls(t *testing.T) {
 	close(f.stall)
 }
 
+// A server that promises the words of an error and does not send them is not waited for.
+func TestFetchStallsInAnError(t *testing.T) {
+	end := make(chan struct{})
+	defer close(end)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for _, status := range []int{http.StatusServiceUnavailable, http.StatusNotFound} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "100")
+			w.WriteHeader(status)
+			w.(http.Flusher).Flush()
+			<-end
+		}))
+		t.Cleanup(s.Close)
+		w := testWeb(t)
+		w.idle, w.retries = 50*time.Millisecond, nil
+		_, err := w.fetch(ctx, download{url: s.URL + "/f"}, filepath.Join(t.TempDir(), "f"), nil)
+		require.ErrorIs(t, err, errStalled)
+		assert.ErrorContains(t, err, http.StatusText(status))
+		assert.Equal(t, status == http.StatusNotFound, errors.Is(err, ErrNotFound))
+	}
+}
+
 func TestFetchHostErrors(t *testing.T) {
 	f := serve(t)
 	f.bodies["/f"] = data(100<<10, 1)
