@@ -160,6 +160,17 @@ func TestPullImageRefuses(t *testing.T) {
 		_, err := Pull(t.Context(), source(t, i.name("@"+digest)), testOptions(t))
 		assert.ErrorIs(t, err, ErrChecksum)
 	})
+	for _, digest := range []string{"sha512:" + strings.Repeat("0", 128), "sha256:" + strings.Repeat("0", 63), "latest", ""} {
+		t.Run(fmt.Sprintf("an index with the digest %.10q", digest), func(t *testing.T) {
+			f := serve(t)
+			i := newImage(f, good...)
+			i.push(digest, i.manifest())
+			pinned := i.push("x", map[string]any{"manifests": []any{map[string]any{"digest": digest}}})
+			_, err := Pull(t.Context(), source(t, i.name("@"+pinned)), testOptions(t))
+			assert.ErrorIs(t, err, ErrArchive)
+			assert.Len(t, f.seen(), 1, "it is not asked for")
+		})
+	}
 }
 
 // An interrupted pull of an image goes on where it ended, with the layers that came whole.

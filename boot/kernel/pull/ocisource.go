@@ -55,6 +55,9 @@ func (s imageSource) find(ctx context.Context, j *job) (offer, error) {
 		if err != nil {
 			return offer{}, err
 		}
+		if !validDigest(d.Digest) { // what it names could not be verified
+			return offer{}, archiveError("its index has a manifest with the digest %q, want %s and 64 hexadecimal digits", d.Digest, sumPrefix)
+		}
 		if m, digest, err = r.manifest(ctx, d.Digest); err != nil {
 			return offer{}, err
 		}
