@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -309,6 +310,31 @@ func TestLockWorkWaits(t *testing.T) {
 	_, err = lockWork(ctx, dir, "x", cancel)
 	assert.ErrorIs(t, err, context.Canceled)
 	require.NoError(t, w.unlock(false))
+}
+
+// Many take the directory in turn: nobody loses it while it is locked, or has it with another.
+func TestLockWorkAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), workName, "x")
+	var holders, turns atomic.Int64
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for turns.Load() < 2000 && !t.Failed() {
+				_ = os.MkdirAll(path, 0o700) // which others may remove at once
+				w, err := tryLockWork(path)
+				if !assert.NoError(t, err) || w == nil {
+					continue
+				}
+				turns.Add(1)
+				assert.EqualValues(t, 1, holders.Add(1))
+				assert.NoError(t, os.Mkdir(w.join("mine"), 0o700))
+				holders.Add(-1)
+				assert.NoError(t, w.unlock(false))
+			}
+		})
+	}
+	wg.Wait()
+	assert.NoDirExists(t, filepath.Dir(path))
 }
 
 func TestRecords(t *testing.T) {

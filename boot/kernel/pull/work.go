@@ -123,13 +123,15 @@ func (w *workDir) unlock(keep bool) error {
 	if err := w.clearStage(); err != nil {
 		return err
 	}
+	empty := []string{w.path, filepath.Dir(w.path)}
 	if !keep {
 		if err := removeAll(w.path); err != nil {
 			return err
 		}
+		empty = empty[1:] // what has the name from now on is another's
 	}
 	// They stay if there is something in them.
-	for _, dir := range []string{w.path, filepath.Dir(w.path)} {
+	for _, dir := range empty {
 		err := os.Remove(dir)
 		if err != nil && !errors.Is(err, syscall.ENOTEMPTY) && !errors.Is(err, syscall.EEXIST) && !errors.Is(err, fs.ErrNotExist) {
 			return err
