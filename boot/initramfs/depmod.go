@@ -61,11 +61,24 @@ func (d *ModuleDir) order() (map[string]int, error) {
 	return order, err
 }
 
+// factCost is what a string takes beyond its bytes, in a list and in a trie.
+const factCost = 64
+
 // moduleFacts is what one module says of itself.
 type moduleFacts struct {
 	depends []string // normal names
 	aliases []string
 	softdep []string // as written
+}
+
+// size is about what the facts take, and become in an index, in bytes.
+func (f moduleFacts) size() (n int) {
+	for _, list := range [][]string{f.depends, f.aliases, f.softdep} {
+		for _, s := range list {
+			n += len(s) + factCost
+		}
+	}
+	return n
 }
 
 // readAll reads the modules on all CPUs.
@@ -74,6 +87,7 @@ func (d *ModuleDir) readAll(ctx context.Context, list []Module, progress func(do
 		mu    sync.Mutex
 		next  int
 		ended int
+		size  int
 		first error
 		wg    sync.WaitGroup
 		facts = make(map[string]moduleFacts, len(list))
@@ -93,6 +107,9 @@ func (d *ModuleDir) readAll(ctx context.Context, list []Module, progress func(do
 	give := func(m Module, f moduleFacts, err error) {
 		mu.Lock()
 		defer mu.Unlock()
+		if size += f.size(); err == nil && size > maxIndex {
+			err = d.fail("%s: %w: %w: with it the modules say more than %d bytes of themselves", m.Path, ErrModule, errTooLarge, maxIndex)
+		}
 		facts[m.Name] = f
 		first = cmp.Or(first, err)
 		if ended++; progress != nil && first == nil {

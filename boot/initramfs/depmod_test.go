@@ -152,6 +152,27 @@ func TestIndexesRefuse(t *testing.T) {
 			assert.ErrorContains(t, err, c.words)
 		})
 	}
+	t.Run("a .modinfo that is too large", func(t *testing.T) {
+		d, err := NewModuleDir(fstest.MapFS{"a.ko.zst": file(zst(t, koFile("alias="+strings.Repeat("a", maxModinfo))))}, "test")
+		require.NoError(t, err)
+		_, err = d.Indexes(t.Context(), nil)
+		require.ErrorIs(t, err, ErrModule)
+		assert.ErrorIs(t, err, errTooLarge)
+		assert.ErrorContains(t, err, "a.ko.zst")
+	})
+	t.Run("too much in all of them", func(t *testing.T) {
+		const each = maxModinfo - 1<<10
+		module := file(zst(t, koFile("alias="+strings.Repeat("a", each))))
+		files := fstest.MapFS{}
+		for i := range maxIndex/each + 1 {
+			files[fmt.Sprintf("m%d.ko.zst", i)] = module
+		}
+		d, err := NewModuleDir(files, "test")
+		require.NoError(t, err)
+		_, err = d.Indexes(t.Context(), nil)
+		require.ErrorIs(t, err, ErrModule)
+		assert.ErrorIs(t, err, errTooLarge)
+	})
 	t.Run("ended", func(t *testing.T) {
 		d, err := NewModuleDir(unpacked(t), "test")
 		require.NoError(t, err)

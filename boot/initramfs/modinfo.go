@@ -26,6 +26,10 @@ const (
 	shtNobits    = 8
 )
 
+// maxModinfo bounds the .modinfo of one module in bytes. That of amdgpu, among
+// the largest, has some 50 KiB.
+const maxModinfo = 1 << 20
+
 // keyValue is one string of .modinfo, "depends=kvm,ccp".
 type keyValue struct{ key, value string }
 
@@ -34,6 +38,9 @@ func modinfo(elf []byte) ([]keyValue, error) {
 	data, err := section(elf, ".modinfo")
 	if err != nil {
 		return nil, err
+	}
+	if len(data) > maxModinfo {
+		return nil, fmt.Errorf("%w: .modinfo has %d bytes, more than %d", errTooLarge, len(data), maxModinfo)
 	}
 	var info []keyValue
 	for s := range bytes.SplitSeq(data, []byte{0}) {

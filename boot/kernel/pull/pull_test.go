@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -178,13 +179,21 @@ func TestPullRefuses(t *testing.T) {
 
 // Modules that can't be indexed are no reason to have no kernel.
 func TestPullWarns(t *testing.T) {
-	files := append(kernelFiles(testRelease), entry{"lib/modules/" + testRelease + "/kernel/bad.ko", "text", ""})
-	path := writeFile(t, filepath.Join(t.TempDir(), "x.deb"), debOf(t, "", tarball(t, files...)))
-	r, err := Pull(t.Context(), source(t, path), testOptions(t))
-	require.NoError(t, err)
-	require.Len(t, r.Warnings, 1)
-	assert.ErrorContains(t, r.Warnings[0], "bad.ko")
-	assert.NotEmpty(t, r.ModulesDir)
+	for name, c := range map[string]struct{ body, words string }{
+		"text":           {"text", "bad.ko"},
+		"much of itself": {string(module("alias=" + strings.Repeat("a", 1<<20))), "too large"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			files := append(kernelFiles(testRelease), entry{"lib/modules/" + testRelease + "/kernel/bad.ko", c.body, ""})
+			path := writeFile(t, filepath.Join(t.TempDir(), "x.deb"), debOf(t, ".gz", tarball(t, files...)))
+			r, err := Pull(t.Context(), source(t, path), testOptions(t))
+			require.NoError(t, err)
+			require.Len(t, r.Warnings, 1)
+			assert.ErrorIs(t, r.Warnings[0], initramfs.ErrModule)
+			assert.ErrorContains(t, r.Warnings[0], c.words)
+			assert.NotEmpty(t, r.ModulesDir)
+		})
+	}
 }
 
 func TestPullFillsTheCache(t *testing.T) {
