@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"fmt"
 	"maps"
 	"math"
 	"runtime"
@@ -22,7 +21,8 @@ import (
 // done, by one goroutine at a time.
 //
 // A module that is no module or needs one that is not there is an error
-// (ErrModule, ErrNoModule, ErrModuleCycle).
+// (ErrModule, ErrNoModule, ErrModuleCycle), and so are indexes beyond any real
+// kernel's (ErrModule).
 func (d *ModuleDir) Indexes(ctx context.Context, progress func(done, total int)) (map[string][]byte, error) {
 	var list []Module
 	for name, file := range d.files {
@@ -39,8 +39,8 @@ func (d *ModuleDir) Indexes(ctx context.Context, progress func(done, total int))
 	if err != nil {
 		return nil, err
 	}
-	x := indexer{dir: d, facts: facts, closures: map[string][]string{}}
-	return x.write(list)
+	x := indexer{dir: d, facts: facts, closures: map[string][]string{}, open: map[string]bool{}, steps: maxSteps}
+	return x.write(ctx, list)
 }
 
 // order reads modules.order, the order of the kernel's makefiles, in which
@@ -174,24 +174,42 @@ func normalAlias(alias string) string {
 	return string(b)
 }
 
+// maxSteps bounds the work of all closures: an entry is looked at once for each
+// module that needs it, by way of each that it needs directly. Those of a
+// distribution's kernel take tens of thousands.
+const maxSteps = 1 << 20
+
 // indexer turns facts into files.
 type indexer struct {
 	dir      *ModuleDir
 	facts    map[string]moduleFacts
 	closures map[string][]string
-	path     []string
+	path     []string // whose closures are being made, outermost first
+	open     map[string]bool
+	steps    int // left
 }
 
 // closure returns all that a module needs, what loads first last.
-func (x *indexer) closure(name string) ([]string, error) {
+func (x *indexer) closure(ctx context.Context, name string) ([]string, error) {
 	if c, ok := x.closures[name]; ok {
 		return c, nil
 	}
-	if at := slices.Index(x.path, name); at >= 0 {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if x.open[name] {
+		at := slices.Index(x.path, name)
 		return nil, x.dir.fail("%w: %s", ErrModuleCycle, strings.Join(append(slices.Clone(x.path[at:]), name), " -> "))
 	}
-	x.path = append(x.path, name)
+	x.path, x.open[name] = append(x.path, name), true
 	var load []string // in the order of loading
+	loaded := map[string]bool{}
+	add := func(name string) {
+		if !loaded[name] {
+			loaded[name] = true
+			load = append(load, name)
+		}
+	}
 	for _, dep := range x.facts[name].depends {
 		if x.dir.builtin[dep] && x.dir.files[dep] == "" {
 			continue
@@ -199,54 +217,82 @@ func (x *indexer) closure(name string) ([]string, error) {
 		if x.dir.files[dep] == "" {
 			return nil, x.dir.fail("%w: %s (needed by %s)", ErrNoModule, dep, name)
 		}
-		needs, err := x.closure(dep)
+		needs, err := x.closure(ctx, dep)
 		if err != nil {
 			return nil, err
 		}
+		if x.steps -= len(needs) + 1; x.steps < 0 {
+			return nil, x.dir.fail("%s: %w: %w: the modules need each other more than %d times", x.dir.files[name], ErrModule, errTooLarge, maxSteps)
+		}
 		for _, n := range slices.Backward(needs) {
-			if !slices.Contains(load, n) {
-				load = append(load, n)
-			}
+			add(n)
 		}
-		if !slices.Contains(load, dep) {
-			load = append(load, dep)
-		}
+		add(dep)
 	}
-	x.path = x.path[:len(x.path)-1]
+	x.path, x.open[name] = x.path[:len(x.path)-1], false
 	slices.Reverse(load)
 	x.closures[name] = load
 	return load, nil
 }
 
-func (x *indexer) write(list []Module) (map[string][]byte, error) {
+// depLine is a module's line of modules.dep.
+func (x *indexer) depLine(m Module, needs []string) string {
+	var line strings.Builder
+	line.WriteString(m.Path + ":")
+	for _, n := range needs {
+		line.WriteString(" " + x.dir.files[n])
+	}
+	return line.String()
+}
+
+// add adds a line to an index. It leaves room for what readIndex can read.
+func (x *indexer) add(index *bytes.Buffer, file, line string) error {
+	if len(line) >= maxLine || index.Len()+len(line) >= maxIndex {
+		return x.dir.fail("%w: %w: their %s has more than %d bytes, or a line of more than %d", ErrModule, errTooLarge, file, maxIndex, maxLine)
+	}
+	index.WriteString(line)
+	index.WriteByte('\n')
+	return nil
+}
+
+func (x *indexer) write(ctx context.Context, list []Module) (map[string][]byte, error) {
 	var dep, alias, softdep bytes.Buffer
 	deps, aliases, builtin := &trie{}, &trie{}, &trie{}
 	alias.WriteString("# Aliases extracted from modules themselves.\n")
 	softdep.WriteString("# Soft dependencies extracted from modules themselves.\n")
 	for i, m := range list {
-		needs, err := x.closure(m.Name)
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		needs, err := x.closure(ctx, m.Name)
 		if err != nil {
 			return nil, err
 		}
-		line := m.Path + ":"
-		for _, n := range needs {
-			line += " " + x.dir.files[n]
+		line := x.depLine(m, needs)
+		if err := x.add(&dep, "modules.dep", line); err != nil {
+			return nil, err
 		}
-		dep.WriteString(line + "\n")
 		deps.insert(m.Name, line, uint32(i))
 		for _, a := range x.facts[m.Name].aliases {
-			fmt.Fprintf(&alias, "alias %s %s\n", a, m.Name)
+			if err := x.add(&alias, "modules.alias", "alias "+a+" "+m.Name); err != nil {
+				return nil, err
+			}
 			aliases.insert(normalAlias(a), m.Name, uint32(i))
 		}
 		for _, s := range x.facts[m.Name].softdep {
-			fmt.Fprintf(&softdep, "softdep %s %s\n", m.Name, s)
+			if err := x.add(&softdep, "modules.softdep", "softdep "+m.Name+" "+s); err != nil {
+				return nil, err
+			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(x.dir.builtin)) {
 		builtin.insert(name, "", 0)
 	}
-	return map[string][]byte{
-		"modules.dep": dep.Bytes(), "modules.alias": alias.Bytes(), "modules.softdep": softdep.Bytes(),
-		"modules.dep.bin": deps.encode(), "modules.alias.bin": aliases.encode(), "modules.builtin.bin": builtin.encode(),
-	}, nil
+	files := map[string][]byte{"modules.dep": dep.Bytes(), "modules.alias": alias.Bytes(), "modules.softdep": softdep.Bytes()}
+	for file, t := range map[string]*trie{"modules.dep.bin": deps, "modules.alias.bin": aliases, "modules.builtin.bin": builtin} {
+		if files[file] = t.encode(); len(files[file]) > maxIndex {
+			return nil, x.dir.fail("%w: %w: their %s has more than %d bytes", ErrModule, errTooLarge, file, maxIndex)
+		}
+	}
+	return files, nil
 }

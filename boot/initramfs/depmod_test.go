@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -173,6 +174,32 @@ func TestIndexesRefuse(t *testing.T) {
 		require.ErrorIs(t, err, ErrModule)
 		assert.ErrorIs(t, err, errTooLarge)
 	})
+	t.Run("a chain that is too long", func(t *testing.T) {
+		d, err := NewModuleDir(chain(5000), "test")
+		require.NoError(t, err)
+		_, err = d.Indexes(t.Context(), nil)
+		require.ErrorIs(t, err, ErrModule)
+		assert.ErrorIs(t, err, errTooLarge)
+	})
+	t.Run("a line that is too long", func(t *testing.T) {
+		long := strings.Repeat("d/", 1000)
+		files := fstest.MapFS{}
+		for name, f := range chain(600) {
+			files[long+name] = f
+		}
+		d, err := NewModuleDir(files, "test")
+		require.NoError(t, err)
+		_, err = d.Indexes(t.Context(), nil)
+		require.ErrorIs(t, err, ErrModule)
+		assert.ErrorContains(t, err, "modules.dep")
+	})
+	t.Run("ended while the index is written", func(t *testing.T) {
+		d, err := NewModuleDir(chain(100), "test")
+		require.NoError(t, err)
+		// The reading asks once for each module and once more on each CPU.
+		_, err = d.Indexes(&countdown{t.Context(), 100 + runtime.GOMAXPROCS(0)}, nil)
+		assert.ErrorIs(t, err, context.Canceled)
+	})
 	t.Run("ended", func(t *testing.T) {
 		d, err := NewModuleDir(unpacked(t), "test")
 		require.NoError(t, err)
@@ -181,4 +208,26 @@ func TestIndexesRefuse(t *testing.T) {
 		_, err = d.Indexes(ctx, nil)
 		assert.ErrorIs(t, err, context.Canceled)
 	})
+}
+
+// chain are n modules, each of which needs the one before it.
+func chain(n int) fstest.MapFS {
+	files := fstest.MapFS{"m0.ko": file(koFile("depends="))}
+	for i := 1; i < n; i++ {
+		files[fmt.Sprintf("m%d.ko", i)] = file(koFile(fmt.Sprintf("depends=m%d", i-1)))
+	}
+	return files
+}
+
+// countdown is a context that ends after it was asked n times.
+type countdown struct {
+	context.Context
+	n int
+}
+
+func (c *countdown) Err() error {
+	if c.n--; c.n < 0 {
+		return context.Canceled
+	}
+	return nil
 }

@@ -25,9 +25,12 @@ var (
 	ErrModule = errors.New("not a usable kernel module")
 )
 
-// maxIndex bounds each of depmod's index files in bytes. Those of a kernel with
-// everything enabled have about 2 MiB.
-const maxIndex = 64 << 20
+// Bounds on each of depmod's index files, and a line of one, in bytes. Those of
+// a kernel with everything enabled have about 2 MiB.
+const (
+	maxIndex = 64 << 20
+	maxLine  = 1 << 20
+)
 
 // ModuleDir is the modules directory of one kernel release, /lib/modules/R. It
 // may be used concurrently.
@@ -121,7 +124,7 @@ func (d *ModuleDir) readIndex(file string, line func(string) error) (there bool,
 		return false, d.fail("%w: %s: %w", ErrModulesDir, file, err)
 	}
 	lines := bufio.NewScanner(bytes.NewReader(data))
-	lines.Buffer(nil, 1<<20)
+	lines.Buffer(nil, maxLine)
 	for n := 1; lines.Scan(); n++ {
 		text := strings.TrimSpace(lines.Text())
 		if text == "" || text[0] == '#' {
