@@ -387,6 +387,23 @@ func TestCacheFillCancelled(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled, "while waiting for another holder")
 }
 
+// TestCacheChangesCancelled: another process that has the index is not waited for beyond the context.
+func TestCacheChangesCancelled(t *testing.T) {
+	c := newTestCache(t)
+	path := writeKernel(t, t.TempDir(), "vmlinuz", LZ4)
+	require.NoError(t, c.Fill(path))
+	held, err := lockTemp(t.Context(), c.Dir(), indexName+tempSuffix)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	assert.ErrorIs(t, c.PruneContext(ctx, 0), context.Canceled)
+	assert.ErrorIs(t, c.ForgetContext(ctx, path), context.Canceled)
+	mustHit(t, c, path)
+	held.discard()
+	require.NoError(t, c.ForgetContext(t.Context(), path))
+	mustMiss(t, c, path)
+}
+
 // digested is an open kernel file whose digest is known.
 func digested(t *testing.T, path string) *sourceFile {
 	t.Helper()

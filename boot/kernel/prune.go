@@ -11,11 +11,15 @@ import (
 	"strings"
 )
 
-// Prune removes all extracted kernels but the keep newest, by when they were
-// last filled, and what crashes have left behind. Kernels that were pulled stay. A
-// cache that does not exist is pruned already. The error is that of the file
-// system, or ErrCacheDir.
-func (c *Cache) Prune(keep int) error {
+// Prune is [Cache.PruneContext] without an end.
+func (c *Cache) Prune(keep int) error { return c.PruneContext(context.Background(), keep) }
+
+// PruneContext removes all extracted kernels but the keep newest, by when they
+// were last filled, and what crashes have left behind. Kernels that were pulled
+// stay. A cache that does not exist is pruned already. While another process
+// changes the cache, it waits for that one. The error is that of the file
+// system, the end of ctx, or ErrCacheDir.
+func (c *Cache) PruneContext(ctx context.Context, keep int) error {
 	if keep < 0 {
 		return fmt.Errorf("kernel: can't keep %d kernels", keep)
 	}
@@ -25,17 +29,21 @@ func (c *Cache) Prune(keep int) error {
 		}
 		return fmt.Errorf("kernel: pruning the cache: %w", err)
 	}
-	err := c.updateKeeping(context.Background(), keep, func(*index) (*lockedTemp, error) { return nil, nil })
+	err := c.updateKeeping(ctx, keep, func(*index) (*lockedTemp, error) { return nil, nil })
 	if err != nil {
 		return fmt.Errorf("kernel: pruning the cache: %w", err)
 	}
 	return nil
 }
 
-// Forget removes the vmlinux that was extracted from the kernel file at path,
-// if there is one and it is no other file's too. Errors are those of the stat
-// and of the file system, or ErrCacheDir.
-func (c *Cache) Forget(path string) error {
+// Forget is [Cache.ForgetContext] without an end.
+func (c *Cache) Forget(path string) error { return c.ForgetContext(context.Background(), path) }
+
+// ForgetContext removes the vmlinux that was extracted from the kernel file at
+// path, if there is one and it is no other file's too. While another process
+// changes the cache, it waits for that one. Errors are those of the stat and of
+// the file system, the end of ctx, or ErrCacheDir.
+func (c *Cache) ForgetContext(ctx context.Context, path string) error {
 	key, err := statKey(path)
 	if err == nil {
 		err = checkDir(c.dir)
@@ -45,7 +53,7 @@ func (c *Cache) Forget(path string) error {
 	}
 	if err == nil {
 		// Room for all that are there: only this one goes.
-		err = c.updateKeeping(context.Background(), maxRecords, func(x *index) (*lockedTemp, error) {
+		err = c.updateKeeping(ctx, maxRecords, func(x *index) (*lockedTemp, error) {
 			x.records = slices.DeleteFunc(x.records, func(r record) bool { return r.key == key })
 			return nil, nil
 		})

@@ -67,7 +67,11 @@ kernels and modules.`,
 			if cache == nil {
 				return nil
 			}
-			return errors.Join(cache.Prune(0), initramfs.Cache{Dir: harness.ModulesCacheIn(cache)}.Clear())
+			err = cache.PruneContext(ctx, 0)
+			if ctx.Err() != nil {
+				return stoppedOr(ctx, ctx.Err())
+			}
+			return errors.Join(err, initramfs.Cache{Dir: harness.ModulesCacheIn(cache)}.Clear())
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "remove all that were pulled, and the caches of unpacked kernels and modules")
@@ -112,7 +116,7 @@ func removeKernel(ctx context.Context, cache *kernel.Cache, k listedKernel) erro
 		return err
 	}
 	if cache != nil {
-		err := cache.Forget(pulledImage(dir, k.Name))
+		err := cache.ForgetContext(ctx, pulledImage(dir, k.Name))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
