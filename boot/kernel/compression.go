@@ -109,7 +109,7 @@ func newReader(c Compression, src *bufio.Reader, size int64) (io.Reader, error) 
 // newLZMAReader opens an LZMA-alone stream: properties, dictionary size, size,
 // data. The header always claims the packer's dictionary (64 MiB for lzma -9);
 // no match reaches back farther than there is output, so what is above that is
-// not allocated.
+// not allocated. What is above maxWindow then is refused.
 func newLZMAReader(src *bufio.Reader, size int64) (io.Reader, error) {
 	header := make([]byte, lzma.HeaderLen)
 	if _, err := io.ReadFull(src, header); err != nil {
@@ -118,7 +118,7 @@ func newLZMAReader(src *bufio.Reader, size int64) (io.Reader, error) {
 	dict := binary.LittleEndian.Uint32(header[1:])
 	dict = min(dict, uint32(max(size, lzma.MinDictCap)))
 	binary.LittleEndian.PutUint32(header[1:], dict)
-	return lzma.ReaderConfig{DictCap: MaxSize}.NewReader(&headed{head: header, Reader: src})
+	return lzma.ReaderConfig{DictCap: maxWindow}.NewReader(&headed{head: header, Reader: src})
 }
 
 // newZstdReader opens a zstd stream. Its frame header claims the packer's window

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"github.com/pierrec/lz4/v4"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/ulikunitz/xz/lzma"
 )
 
 var update = flag.Bool("update", false, "pack testdata/vmlinux.* anew with the tools of this machine")
@@ -183,6 +185,21 @@ func TestExtractRefuses(t *testing.T) {
 
 // TestExtractDamaged flips bits and cuts streams: whatever the packer protects
 // by a checksum must be noticed, nothing may panic, and the size always holds.
+// TestLZMADictionaryIsBounded: a header that claims a large dictionary gets none.
+func TestLZMADictionaryIsBounded(t *testing.T) {
+	open := func(dict uint32, size int64) error {
+		header := binary.LittleEndian.AppendUint32([]byte{0x5d}, dict)
+		header = binary.LittleEndian.AppendUint64(header, 1<<64-1) // the size is not known
+		_, err := newLZMAReader(bufio.NewReader(bytes.NewReader(append(header, make([]byte, 64)...))), size)
+		return err
+	}
+	var tooLarge *lzma.ErrDictSize
+	require.ErrorAs(t, open(1<<30, MaxSize), &tooLarge)
+	require.ErrorAs(t, open(maxWindow+1, MaxSize), &tooLarge)
+	assert.NoError(t, open(64<<20, MaxSize), "that of lzma -9")
+	assert.NoError(t, open(1<<30, 1<<20), "there is no more output than that")
+}
+
 func TestExtractDamaged(t *testing.T) {
 	want := makeVmlinux()
 	for _, p := range packers {
