@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -106,6 +107,39 @@ func TestKernelPull(t *testing.T) {
 	left, err := os.ReadDir(filepath.Join(cache, "pulled"))
 	require.NoError(t, err)
 	assert.Empty(t, left)
+}
+
+// A removal that waits for another process, which has the cache's index, ends by a signal.
+func TestKernelRmEnded(t *testing.T) {
+	for name, args := range map[string][]string{"pruning": {"--all"}, "forgetting": {"99.1", "99.2"}} {
+		t.Run(name, func(t *testing.T) {
+			cache := t.TempDir()
+			require.NoError(t, os.Chmod(cache, 0o700))
+			r := finish(t, withCache(command(t, "kernel", "pull", "-q", kernelDir(t, "99.1", false), kernelDir(t, "99.2", false)), cache))
+			require.Equal(t, codeOK, r.code, r.stderr)
+			// What has lost its image is not looked for in the cache.
+			require.NoError(t, os.Remove(filepath.Join(cache, "pulled/99.1/vmlinuz")))
+			if name == "pruning" {
+				require.NoError(t, os.Remove(filepath.Join(cache, "pulled/99.2/vmlinuz")))
+			}
+			held, err := os.Create(filepath.Join(cache, "index.tmp"))
+			require.NoError(t, err)
+			defer held.Close()
+			require.NoError(t, syscall.Flock(int(held.Fd()), syscall.LOCK_EX))
+
+			cmd := withCache(command(t, append([]string{"kernel", "rm"}, args...)...), cache)
+			stderr, err := cmd.StderrPipe()
+			require.NoError(t, err)
+			require.NoError(t, cmd.Start())
+			assert.Contains(t, readLine(t, stderr), "is gone")
+			require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+			rest, err := io.ReadAll(stderr)
+			require.NoError(t, err)
+			_ = cmd.Wait()
+			assert.Equal(t, 128+int(syscall.SIGTERM), cmd.ProcessState.ExitCode(), string(rest))
+			assert.Contains(t, string(rest), "ended by SIGTERM")
+		})
+	}
 }
 
 func TestKernelBadUsage(t *testing.T) {
