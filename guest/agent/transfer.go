@@ -13,6 +13,9 @@ import (
 	"github.com/vole-vmm/vole/guest/wire"
 )
 
+// tempTries is how many names a temporary file is given before it is given up.
+const tempTries = 10
+
 // readFile does OpRead: the file Path, as root sees it, goes to the host.
 func (c *command) readFile() (*wire.Exited, error) {
 	name := within(string(c.Dir), string(c.Path))
@@ -36,8 +39,7 @@ func (c *command) readFile() (*wire.Exited, error) {
 // host sends. It takes its name when it is whole.
 func (c *command) writeFile() (*wire.Exited, error) {
 	name := within(string(c.Dir), string(c.Path))
-	tmp := fmt.Sprintf("%s/.vole-%d-%d", path.Dir(name), unix.Getpid(), c.ID)
-	fd, err := unix.Open(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	tmp, fd, err := openTemp(path.Dir(name))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -63,6 +65,22 @@ func (c *command) writeFile() (*wire.Exited, error) {
 		_ = unix.Unlink(tmp)
 	}
 	return exited, err
+}
+
+// openTemp makes a file in dir. Its name is random: dir may be the host's, with files of
+// other guests in it, also of such that were killed.
+func openTemp(dir string) (name string, fd int, err error) {
+	for range tempTries {
+		var b [8]byte
+		if _, err = unix.Getrandom(b[:], 0); err == nil {
+			name = fmt.Sprintf("%s/.vole-%x", dir, b)
+			fd, err = unix.Open(name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+		}
+		if err != unix.EEXIST && err != unix.EINTR {
+			break
+		}
+	}
+	return name, fd, err
 }
 
 // transfer runs do with the command's one connection. A signal to the command ends
