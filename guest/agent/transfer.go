@@ -29,7 +29,7 @@ func (c *command) readFile() (*wire.Exited, error) {
 	if st, err := f.Stat(); err != nil || st.IsDir() {
 		return nil, fmt.Errorf("%s: %w", name, errors.Join(err, unix.EISDIR))
 	}
-	return c.transfer(func(stream *os.File) error {
+	return c.transfer(f, func(stream *os.File) error {
 		_, err := io.CopyBuffer(onlyWriter{stream}, onlyReader{f}, make([]byte, largeBuffer))
 		return err
 	})
@@ -45,7 +45,7 @@ func (c *command) writeFile() (*wire.Exited, error) {
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
-	exited, err := c.transfer(func(stream *os.File) error {
+	exited, err := c.transfer(f, func(stream *os.File) error {
 		_, err := io.CopyBuffer(onlyWriter{f}, onlyReader{stream}, make([]byte, largeBuffer))
 		if err == nil && (c.UID != 0 || c.GID != 0) {
 			err = unix.Fchown(fd, int(c.UID), int(c.GID))
@@ -83,9 +83,9 @@ func openTemp(dir string) (name string, fd int, err error) {
 	return name, fd, err
 }
 
-// transfer runs do with the command's one connection. A signal to the command ends
-// it.
-func (c *command) transfer(do func(stream *os.File) error) (*wire.Exited, error) {
+// transfer runs do with the command's one connection and f. A signal to the command
+// ends it, also where f is a pipe or a device that has nothing to say.
+func (c *command) transfer(f *os.File, do func(stream *os.File) error) (*wire.Exited, error) {
 	began := time.Now()
 	if err := c.connected(); err != nil {
 		return nil, err
@@ -96,9 +96,13 @@ func (c *command) transfer(do func(stream *os.File) error) (*wire.Exited, error)
 	}
 	c.mu.Lock()
 	aborted := len(c.pending) > 0
-	c.abort = func() { aborted = true; stream.Close() }
-	if aborted {
+	c.abort = func() {
+		aborted = true
+		_ = f.SetReadDeadline(past)
 		stream.Close()
+	}
+	if aborted {
+		c.abort()
 	}
 	c.mu.Unlock()
 	c.a.send(wire.KindStarted, wire.Started{ID: c.ID, PID: unix.Getpid()})

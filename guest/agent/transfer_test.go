@@ -73,3 +73,40 @@ func TestFilesOfManyGuests(t *testing.T) {
 	}
 	assert.Empty(t, temporary())
 }
+
+// A signal ends the reading of a pipe in which nothing comes.
+func TestReadingIsInterrupted(t *testing.T) {
+	for name, early := range map[string]bool{"while it waits": false, "before it begins": true} {
+		t.Run(name, func(t *testing.T) {
+			fifo := filepath.Join(t.TempDir(), "fifo")
+			require.NoError(t, unix.Mkfifo(fifo, 0o600))
+			w, err := os.OpenFile(fifo, os.O_RDWR, 0)
+			require.NoError(t, err)
+			defer w.Close()
+			c, host := newTransfer(t, wire.OpRead, fifo)
+			if early {
+				c.signal(unix.SIGKILL)
+			}
+			ended := make(chan *wire.Exited, 1)
+			go func() {
+				x, err := c.readFile()
+				assert.NoError(t, err)
+				ended <- x
+			}()
+			if !early {
+				_, err = w.WriteString("x")
+				require.NoError(t, err)
+				_, err = host.Read(make([]byte, 1))
+				require.NoError(t, err)
+				c.signal(unix.SIGKILL)
+			}
+			select {
+			case x := <-ended:
+				require.NotNil(t, x)
+				assert.Equal(t, fifo+": it was interrupted", x.What)
+			case <-time.After(10 * time.Second):
+				t.Fatal("it goes on")
+			}
+		})
+	}
+}
