@@ -128,6 +128,6 @@ func (e *StartError) Unwrap() error {
 	return syscall.Errno(e.Errno)
 }
 
-// ErrCut is wrapped by a StreamError of an output that was not all passed on when the wait
-// for it was over, beside the reason: the guest has gone, or the context ended.
+// ErrCut is wrapped by a StreamError of an output that was not all passed on, beside the
+// reason: the guest has gone or the context ended before it was, or it could not be sent.
 var ErrCut = errors.New("cut short")

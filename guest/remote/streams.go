@@ -138,7 +138,7 @@ func (c *Cmd) join() {
 		<-all
 		for i := range c.streams {
 			if c.writing(i) {
-				c.missing(i)
+				c.missing(i, nil)
 			}
 		}
 	}
@@ -210,7 +210,7 @@ func (c *Cmd) giveUp(i int) {
 	if settled {
 		return
 	}
-	c.missing(i)
+	c.missing(i, nil)
 	if c.ends[i] != nil {
 		_ = c.ends[i].Close()
 	}
@@ -316,13 +316,22 @@ func (c *Cmd) receive(i int, conn net.Conn, w io.Writer) {
 			}
 			c.prolong(conn)
 		}
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			c.missing(i)
-		}
 		if err != nil {
+			if !c.whole(i, err) {
+				c.missing(i, err)
+			}
 			return
 		}
 	}
+}
+
+// whole says whether a stream that ended with err has lost nothing: the guest has closed
+// it, or this side has. A terminal's may be reset for what was typed and is not read.
+func (c *Cmd) whole(i int, err error) bool {
+	if err == io.EOF || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
+		return true
+	}
+	return i == wire.Terminal && c.streams[i].r != nil && errors.Is(err, syscall.ECONNRESET)
 }
 
 // prolong gives what still comes after the command's end as long again.
@@ -338,13 +347,23 @@ func (c *Cmd) prolong(conn net.Conn) {
 	}
 }
 
-// missing notes that the rest of an output is not passed on.
-func (c *Cmd) missing(i int) {
+// missing notes that the rest of an output is not passed on. why is the stream's error, if
+// it has one.
+func (c *Cmd) missing(i int, why error) {
+	var errno syscall.Errno
+	switch gone, ended := c.guest.Err(), c.ctx.Err(); {
+	case gone != nil:
+		why = gone
+	case ended != nil:
+		why = ended
+	case errors.As(why, &errno):
+		why = errno
+	case errors.Is(why, os.ErrDeadlineExceeded): // of ours
+		why = nil
+	}
 	err := ErrCut
-	if gone := c.guest.Err(); gone != nil {
-		err = fmt.Errorf("%w: %w", ErrCut, gone)
-	} else if ended := c.ctx.Err(); ended != nil {
-		err = fmt.Errorf("%w: %w", ErrCut, ended)
+	if why != nil {
+		err = fmt.Errorf("%w: %w", ErrCut, why)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -360,7 +379,7 @@ func (c *Cmd) outputFailed(i int, err error) {
 	hurried := c.hurried
 	c.mu.Unlock()
 	if hurried && errors.Is(err, os.ErrDeadlineExceeded) {
-		c.missing(i)
+		c.missing(i, nil)
 		return
 	}
 	c.mu.Lock()

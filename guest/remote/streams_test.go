@@ -256,6 +256,73 @@ func TestOutputIsCut(t *testing.T) {
 	}
 }
 
+// An output whose connection breaks is not whole, whatever the command says. A terminal's
+// may be reset for what was typed.
+func TestOutputIsReset(t *testing.T) {
+	for name, c := range map[string]struct {
+		stream uint8
+		typed  bool
+		code   int
+		want   string
+	}{
+		"fine":                  {stream: 1, want: "stdout: cut short: connection reset by peer"},
+		"not":                   {stream: 2, code: 3, want: "exit status 3; stderr: cut short: connection reset by peer"},
+		"a terminal":            {stream: wire.Terminal, want: "the terminal: cut short: connection reset by peer"},
+		"a terminal with input": {stream: wire.Terminal, typed: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			g := New(l, Options{})
+			defer g.Close()
+			dial := func(p wire.Preface) *net.TCPConn {
+				conn, err := net.Dial("tcp", l.Addr().String())
+				require.NoError(t, err)
+				t.Cleanup(func() { conn.Close() })
+				_, err = conn.Write(p.Append(nil))
+				require.NoError(t, err)
+				return conn.(*net.TCPConn)
+			}
+			conn := dial(wire.Preface{Stream: wire.Control})
+			a := &agent{t: t, Conn: conn, out: wire.NewWriter(conn)}
+			a.say(wire.KindHello, wire.Hello{})
+
+			cmd := g.CommandContext(within(t), "x")
+			out, w := io.Pipe()
+			switch c.stream {
+			case 1:
+				cmd.Stdout = w
+			case 2:
+				cmd.Stderr = w
+			default:
+				cmd.Terminal = &Terminal{Out: w}
+				if c.typed {
+					cmd.Terminal.In, _ = io.Pipe()
+				}
+			}
+			run := async(cmd.Run)
+			var start wire.Command
+			a.next(wire.KindStart, &start)
+			o := dial(wire.Preface{Command: start.ID, Stream: c.stream})
+			a.say(wire.KindStarted, wire.Started{ID: start.ID, PID: 2})
+			_, err = o.Write([]byte("half"))
+			require.NoError(t, err)
+			_, err = io.ReadFull(out, make([]byte, 4))
+			require.NoError(t, err)
+			require.NoError(t, o.SetLinger(0))
+			require.NoError(t, o.Close())
+			a.say(wire.KindExited, wire.Exited{ID: start.ID, Code: c.code})
+			err = soon(t, run, "Run")
+			if c.want == "" {
+				require.NoError(t, err)
+				return
+			}
+			require.EqualError(t, err, c.want)
+			require.ErrorIs(t, err, ErrCut)
+		})
+	}
+}
+
 // untilClosed takes nothing, whatever its deadline.
 type untilClosed struct{ closed chan struct{} }
 
