@@ -135,7 +135,7 @@ func (a *agent) run() error {
 		return err
 	}
 	defer f.Close()
-	a.control = wire.NewWriter(f)
+	a.control = wire.NewWriter(patient{f})
 	err := a.control.Write(wire.KindHello, wire.Hello{
 		Release: release(), Init: int64(a.Began), Ready: int64(ready), Problems: problems, Lacks: errorText(a.lacks),
 	})

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -29,6 +30,7 @@ const (
 	boxDirEnv  = "VOLE_AGENT_DIR" // a directory to mount on
 	boxFD      = 3
 	noSockets  = 1      // a port
+	lossy      = 2      // a port; what is much at once does not go there, but for the first connection
 	boxMapped  = 100000 // the host's user that is root in a box
 	boxTimeout = 2 * time.Minute
 )
@@ -134,16 +136,26 @@ func boxTap() {
 	boxFatal("tap", unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr))
 }
 
+// boxDials is how many connections a box has made.
+var boxDials atomic.Int64
+
 // boxDial makes a connection and passes the other end to the test.
 func boxDial(port uint32) (*os.File, error) {
 	if port == noSockets {
 		return nil, unix.EAFNOSUPPORT
 	}
-	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	kind, packets := unix.SOCK_STREAM, boxDials.Add(1) > 1 && port == lossy
+	if packets {
+		kind = unix.SOCK_SEQPACKET
+	}
+	p, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(p[1])
+	if packets {
+		_ = unix.SetsockoptInt(p[0], unix.SOL_SOCKET, unix.SO_SNDBUF, 8<<10)
+	}
 	if err := unix.Sendmsg(boxFD, []byte{0}, unix.UnixRights(p[1]), nil, 0); err != nil {
 		unix.Close(p[0])
 		return nil, err

@@ -163,7 +163,9 @@ func (c *command) exec() (*wire.Exited, error) {
 	e := <-child.ended
 	c.end()
 	copiers.end(c.a)
-	return exitedOf(e, began, ooms), nil
+	exited := exitedOf(e, began, ooms)
+	exited.Lost = copiers.lost()
+	return exited, nil
 }
 
 // begin makes the child known to signal and resize, and does what has waited for it.

@@ -136,12 +136,12 @@ func (f *files) copy(c *command) *copiers {
 	}
 	for i := 1; i < len(f.ours); i++ {
 		if out := f.ours[i]; out != nil {
-			cs.outputs = append(cs.outputs, newOutput(out, c.streams[i].file, false))
+			cs.outputs = append(cs.outputs, newOutput(out, c.streams[i].file, uint8(i)))
 		}
 	}
 	if f.tty != nil {
 		s := c.streams[wire.Terminal].file
-		cs.outputs = append(cs.outputs, newOutput(f.tty.File, s, true))
+		cs.outputs = append(cs.outputs, newOutput(f.tty.File, s, wire.Terminal))
 		cs.inputs.Go(func() { input(s, f.tty.File, f.tty.endInput) })
 		cs.sources = append(cs.sources, s)
 	}
@@ -182,6 +182,18 @@ func (cs *copiers) end(a *agent) {
 		cs.f.tty.Close() // hangs up
 	}
 	cs.inputs.Wait()
+}
+
+// lost is the first of the outputs that the host did not get all of, nil if there is
+// none; after end.
+func (cs *copiers) lost() *wire.Lost {
+	for _, o := range cs.outputs {
+		if o.lost != nil {
+			what := cause(o.lost).Error()
+			return &wire.Lost{Stream: o.stream, What: what[:min(len(what), wire.MaxLost)]}
+		}
+	}
+	return nil
 }
 
 // open says whether somebody else may still write to a pipe.

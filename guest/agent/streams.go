@@ -4,8 +4,11 @@ import (
 	"errors"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vole-vmm/vole/guest/wire"
 )
 
 const (
@@ -16,6 +19,10 @@ const (
 	// maxLeftover is how much of a terminal's output is read when the command has
 	// ended: more than its buffers have.
 	maxLeftover = 64 << 10
+	// memoryBound is how long the kernel may have no memory for what goes to the host,
+	// memoryPause how long it is left alone between two attempts.
+	memoryBound = 5 * time.Second
+	memoryPause = 20 * time.Millisecond
 	// maxDiscards bounds the outputs of commands that have ended which other
 	// processes still write to: they are read, to nowhere.
 	maxDiscards = 64
@@ -23,16 +30,18 @@ const (
 
 // output copies what a command writes to the host.
 type output struct {
-	from *os.File // our end of a pipe, or of a terminal
-	to   *os.File // the connection
-	tty  bool     // the connection goes on being read
+	from   *os.File // our end of a pipe, or of a terminal
+	to     *os.File // the connection
+	stream uint8    // its number
+	tty    bool     // the connection goes on being read
 
 	done chan struct{}
-	open bool // there may be more, from others than the command; after done
+	open bool  // there may be more, from others than the command; after done
+	lost error // why the host did not get all of it, though it wanted to; after done
 }
 
-func newOutput(from, to *os.File, tty bool) *output {
-	o := &output{from: from, to: to, tty: tty, done: make(chan struct{})}
+func newOutput(from, to *os.File, stream uint8) *output {
+	o := &output{from: from, to: to, stream: stream, tty: stream == wire.Terminal, done: make(chan struct{})}
 	go o.copy()
 	return o
 }
@@ -50,7 +59,7 @@ func (o *output) copy() {
 	for {
 		n, err := o.from.Read(buf)
 		if n > 0 {
-			if _, werr := o.to.Write(buf[:n]); werr != nil {
+			if !o.pass(buf[:n]) {
 				o.from.Close()
 				return
 			}
@@ -122,10 +131,56 @@ func (o *output) drain(buf []byte) (open bool) {
 			return true // of somebody else
 		}
 		left -= n
-		if _, err := o.to.Write(p[:n]); err != nil {
+		if !o.pass(p[:n]) {
 			return true
 		}
 	}
+}
+
+// pass sends p to the host, and returns whether it takes more.
+func (o *output) pass(p []byte) bool {
+	_, err := patient{o.to}.Write(p)
+	if err != nil && o.lost == nil && !unwanted(err) {
+		o.lost = err
+	}
+	return err == nil
+}
+
+// unwanted says whether an error of a connection is that the host has closed it.
+func unwanted(err error) bool {
+	for _, gone := range [...]error{unix.EPIPE, unix.ECONNRESET, unix.ENOTCONN, os.ErrClosed} {
+		if errors.Is(err, gone) {
+			return true
+		}
+	}
+	return false
+}
+
+// patient is a connection for which the kernel may have no memory for a while. Less at
+// once may still go then.
+type patient struct{ to io.Writer }
+
+func (w patient) Write(p []byte) (written int, err error) {
+	size := len(p)
+	var began time.Time // when nothing went any more; zero while something does
+	for written < len(p) {
+		n, err := w.to.Write(p[written:min(len(p), written+size)])
+		written += n
+		switch {
+		case err == nil:
+			began = time.Time{}
+			continue
+		case !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.ENOBUFS):
+			return written, err
+		case n > 0 || began.IsZero():
+			began = time.Now()
+		case time.Since(began) >= memoryBound:
+			return written, err
+		}
+		size = max(smallBuffer, size/2)
+		time.Sleep(memoryPause)
+	}
+	return written, nil
 }
 
 // discard reads to the end of an output, for processes that were left behind and

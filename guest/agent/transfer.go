@@ -30,7 +30,7 @@ func (c *command) readFile() (*wire.Exited, error) {
 		return nil, fmt.Errorf("%s: %w", name, errors.Join(err, unix.EISDIR))
 	}
 	return c.transfer(f, func(stream *os.File) error {
-		_, err := io.CopyBuffer(onlyWriter{stream}, onlyReader{f}, make([]byte, largeBuffer))
+		_, err := io.CopyBuffer(patient{stream}, onlyReader{f}, make([]byte, largeBuffer))
 		return err
 	})
 }

@@ -250,6 +250,10 @@ func (c *Cmd) finish(s *ProcessState, err error) {
 		return
 	}
 	c.state, c.err = s, err
+	if s != nil && s.exit.Lost != nil && c.cutErr == nil {
+		lost := s.exit.Lost
+		c.cutErr = &StreamError{int(lost.Stream), fmt.Errorf("%w: in the guest: %s", ErrCut, lost.What)}
+	}
 	if c.process == 0 {
 		close(c.going)
 	}
@@ -273,7 +277,8 @@ func (c *Cmd) ended() bool {
 // wraps a *StreamError, too: but one because nobody reads the output any more (EPIPE) is
 // left out where there is an *ExitError. Output that is still on its way when the guest
 // goes or the context ends has a moment more; then the error is one that wraps ErrCut and
-// the guest's or the context's. As with exec.Cmd, everything is read from the pipes before.
+// the guest's or the context's. It wraps ErrCut, too, if the guest could not send all of
+// it. As with exec.Cmd, everything is read from the pipes before.
 func (c *Cmd) Wait() error {
 	c.mu.Lock()
 	begun := c.begun

@@ -358,6 +358,12 @@ func (g *Guest) frame(f wire.Frame) error {
 			return fmt.Errorf("%w: a command ended with code %d, signal %d, %d killed", ErrProtocol, m.Code, m.Signal, m.OOMKills)
 		}
 		m.What = clean(m.What)
+		if l := m.Lost; l != nil {
+			if l.Stream < 1 || l.Stream > wire.Terminal {
+				return fmt.Errorf("%w: stream %d is no output that can be lost", ErrProtocol, l.Stream)
+			}
+			l.What = clean(l.What)
+		}
 		if cmd := g.command(m.ID); cmd != nil {
 			cmd.finish(&ProcessState{pid: cmd.pid(), exit: m}, nil)
 		}

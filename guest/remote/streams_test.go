@@ -323,6 +323,40 @@ func TestOutputIsReset(t *testing.T) {
 	}
 }
 
+// What the guest could not send of an output is an error of Wait.
+func TestOutputIsLost(t *testing.T) {
+	for name, c := range map[string]struct {
+		exited wire.Exited
+		want   string
+	}{
+		"fine":       {wire.Exited{Lost: &wire.Lost{Stream: 1, What: "out of\nmemory"}}, `stdout: cut short: in the guest: out of\nmemory`},
+		"not":        {wire.Exited{Code: 3, Lost: &wire.Lost{Stream: 1, What: "none"}}, "exit status 3; stdout: cut short: in the guest: none"},
+		"a terminal": {wire.Exited{Lost: &wire.Lost{Stream: wire.Terminal, What: "none"}}, "the terminal: cut short: in the guest: none"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, path := newGuest(t)
+			a := newAgent(t, path)
+			cmd := g.CommandContext(within(t), "x")
+			var out bytes.Buffer
+			cmd.Stdout = &out
+			run := async(cmd.Run)
+			var w wire.Command
+			a.next(wire.KindStart, &w)
+			o := a.stream(w.ID, 1)
+			a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 2})
+			_, _ = o.Write([]byte("half"))
+			o.Close()
+			c.exited.ID = w.ID
+			a.say(wire.KindExited, c.exited)
+			err := soon(t, run, "Run")
+			require.EqualError(t, err, c.want)
+			require.ErrorIs(t, err, ErrCut)
+			require.Len(t, StreamErrors(err), 1)
+			assert.Equal(t, "half", out.String())
+		})
+	}
+}
+
 // untilClosed takes nothing, whatever its deadline.
 type untilClosed struct{ closed chan struct{} }
 

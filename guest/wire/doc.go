@@ -13,8 +13,8 @@
 // its terminal, and nothing else, so they are binary-safe and separate, and a slow one holds up no
 // other. The end of a file is a half-close. The agent opens a command's streams
 // before it says [Started], and ends those that come from the command before it
-// says [Exited]: what the command wrote is all on its way by then. What processes
-// write that a command leaves behind is not waited for.
+// says [Exited]: what the command wrote is all on its way by then, unless that has
+// [Lost]. What processes write that a command leaves behind is not waited for.
 //
 // Neither side trusts the other with more than the length of a frame: [MaxFrame]
 // bounds it, and what does not decode is [ErrFrame].

@@ -144,11 +144,25 @@ type Exited struct {
 	OOMKills int  `json:"oom-kills,omitempty"`
 	// What is what went wrong for OpRead and OpWrite, "" if nothing.
 	What string `json:"what,omitempty"`
+	// Lost is an output of which not all could be sent, nil if there is none.
+	Lost *Lost `json:"lost,omitempty"`
 	// User, System and Wall are the times it took in nanoseconds; MaxRSS is in KiB.
 	User   int64 `json:"user,omitempty"`
 	System int64 `json:"system,omitempty"`
 	Wall   int64 `json:"wall,omitempty"`
 	MaxRSS int64 `json:"max-rss,omitempty"`
+}
+
+// MaxLost bounds the text of a Lost, in bytes.
+const MaxLost = 200
+
+// Lost says that the rest of an output is lost, though the host had not closed its
+// stream.
+type Lost struct {
+	// Stream is 1 for standard output, 2 for error, or Terminal.
+	Stream uint8 `json:"stream"`
+	// What is the reason.
+	What string `json:"what"`
 }
 
 // Signal sends a signal to the command, or, if it has a terminal of its own, to the

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"strings"
 	"testing"
@@ -36,6 +37,16 @@ func TestFrames(t *testing.T) {
 	require.ErrorIs(t, f.Decode(&[]int{}), ErrFrame)
 	_, err = ReadFrame(&b)
 	assert.Equal(t, io.EOF, err)
+}
+
+// What an older host does not know is there only where there is something to say.
+func TestLost(t *testing.T) {
+	text, err := json.Marshal(Exited{ID: 1})
+	require.NoError(t, err)
+	assert.Equal(t, `{"id":1,"code":0}`, string(text))
+	text, err = json.Marshal(Exited{ID: 1, Lost: &Lost{2, "none"}})
+	require.NoError(t, err)
+	assert.Equal(t, `{"id":1,"code":0,"lost":{"stream":2,"what":"none"}}`, string(text))
 }
 
 func TestBadFrames(t *testing.T) {
