@@ -118,7 +118,7 @@ func TestWriterIsGivenBack(t *testing.T) {
 	g, path := newGuest(t)
 	a := newAgent(t, path)
 	out, reader := socketPair(t)
-	errs := &deaf{}
+	errs := &deaf{written: make(chan struct{})}
 	cmd := g.CommandContext(within(t), "x")
 	cmd.Stdout, cmd.Stderr = out, errs
 	run := async(cmd.Run)
@@ -132,6 +132,7 @@ func TestWriterIsGivenBack(t *testing.T) {
 	n, err := reader.Read(b)
 	require.NoError(t, err)
 	assert.Equal(t, "last words", string(b[:n]))
+	<-errs.written
 	a.Close()
 	o.Close()
 	require.ErrorIs(t, soon(t, run, "Run"), ErrLost)
@@ -368,7 +369,13 @@ func (u untilClosed) Write([]byte) (int, error) {
 // deaf takes nothing, for ever, whatever its deadline.
 type deaf struct {
 	stuck
-	deadline atomic.Int64 // 0 for none
+	written  chan struct{} // closed by the first Write
+	deadline atomic.Int64  // 0 for none
+}
+
+func (d *deaf) Write(p []byte) (int, error) {
+	close(d.written)
+	return d.stuck.Write(p)
 }
 
 func (d *deaf) SetWriteDeadline(t time.Time) error {
