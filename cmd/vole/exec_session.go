@@ -160,7 +160,11 @@ func (s *execSession) once(ctx context.Context) error {
 	var failure *harness.Failure
 	if ctx.Err() == nil && !errors.As(err, &failure) {
 		bounded, cancel := context.WithTimeout(ctx, shutdownBound)
-		if serr := m.Shutdown(bounded); serr != nil && ctx.Err() == nil {
+		serr := m.Shutdown(bounded)
+		switch {
+		case errors.As(serr, &failure) && failure.Kind == harness.Oops:
+			err = errors.Join(err, failure) // the command's code is not what was asked for
+		case serr != nil && ctx.Err() == nil:
 			fmt.Fprintf(s.stderr, "vole: exec: warning: what the command wrote may not all be written: %s\n", oneLine(serr.Error()))
 		}
 		cancel()

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vole-vmm/vole/guest/remote"
 	"github.com/vole-vmm/vole/virtio"
 	"github.com/vole-vmm/vole/virtio/rng"
 	"github.com/vole-vmm/vole/vmm"
@@ -161,6 +163,19 @@ func TestFailures(t *testing.T) {
 	assert.Equal(t, "Attempted to kill init! exitcode=0x00000100",
 		panicLine([]byte("x\n[ 1.0] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n[ 1.1] CPU: 0\n")))
 	assert.Empty(t, panicLine([]byte("fine")))
+}
+
+// TestOopsIsTheReason: what comes of a fatal oops is no failure of its own.
+func TestOopsIsTheReason(t *testing.T) {
+	oops := &Failure{Kind: Oops, Text: "the guest's kernel oopsed"}
+	agent, err := net.Listen("unix", filepath.Join(t.TempDir(), "agent"))
+	require.NoError(t, err)
+	m := &Machine{guest: remote.New(agent, remote.Options{}), oops: oops}
+	defer m.guest.Close()
+	exit := vmm.Exit{Reason: vmm.Panic}
+	m.fail(&Failure{Kind: Panic, Exit: exit, Text: "the guest's kernel panicked", Console: []byte("Fatal exception")})
+	m.fail(oops) // after its grace
+	assert.Equal(t, &Failure{Kind: Oops, Exit: exit, Text: "the guest's kernel oopsed", Console: []byte("Fatal exception")}, m.Failure())
 }
 
 func TestNeeds(t *testing.T) {

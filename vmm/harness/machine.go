@@ -45,6 +45,7 @@ type Machine struct {
 	started bool
 	closing bool // an end of the machine is no failure
 	why     *Failure
+	oops    *Failure // the one that ends the guest, from its line on
 
 	watching sync.WaitGroup
 	lost     chan error // why the agent has gone
@@ -272,7 +273,7 @@ func (m *Machine) Awaited() {
 }
 
 // Failure is why the guest can serve no command any more, nil as long as it can, or was
-// ended by Shutdown or Close.
+// ended by Shutdown or Close without an oops that is fatal.
 func (m *Machine) Failure() *Failure {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -296,7 +297,8 @@ func (m *Machine) ConsoleError() error { return m.console.failed() }
 
 // Shutdown ends the guest without loss: what runs is killed, everything written goes to
 // the host's disks, and the machine ends. The error is why that could not be made sure
-// of within ctx; Close is still to be called.
+// of within ctx, or, if Options.FatalOops is set, the *Failure of an oops: also one whose
+// process was the last that ran. Close is still to be called.
 func (m *Machine) Shutdown(ctx context.Context) error {
 	vm := m.VM()
 	if vm == nil {
@@ -313,7 +315,29 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	m.mu.Unlock()
 	err := vm.Kill()
 	m.guest.Fail(remote.ErrClosed)
+	if m.o.FatalOops && err == nil {
+		return m.lastOops(ctx, vm)
+	}
 	return err
+}
+
+// lastOops is the fatal oops of a guest that was shut down before its grace was over, if
+// there was one, and the guest's failure from here on. It waits until all of the console
+// was seen.
+func (m *Machine) lastOops(ctx context.Context, vm *vmm.Machine) error {
+	if _, err := vm.Wait(ctx); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.oops == nil {
+		return nil
+	}
+	if m.why == nil {
+		m.oops.Console = deathScreen(vm.ConsoleTail())
+		m.why = m.oops
+	}
+	return m.why
 }
 
 // Close ends the guest as it is, and gives everything back.
@@ -352,12 +376,18 @@ func (m *Machine) closeImages() {
 	m.archive.closers, m.archive.images = nil, nil
 }
 
-// fail notes why the guest can serve no command any more, once, and ends the machine.
+// fail notes why the guest can serve no command any more, once, and ends the machine. What
+// follows a fatal oops, as the panic of a kernel that does not go on after one, is the
+// oops's.
 func (m *Machine) fail(f *Failure) {
 	m.mu.Lock()
 	vm := m.vm
 	first := m.why == nil && !m.closing
 	if first {
+		if oops := m.oops; oops != nil && oops != f {
+			oops.Exit, oops.Console = f.Exit, f.Console
+			f = oops
+		}
 		m.why = f
 	}
 	m.mu.Unlock()
@@ -383,6 +413,10 @@ func (m *Machine) oopsed(line string) {
 		m.o.Logger.Warn("the guest's kernel oopsed", "line", line)
 		return
 	}
+	f := &Failure{Kind: Oops, Text: "the guest's kernel oopsed: " + line}
+	m.mu.Lock()
+	m.oops = f
+	m.mu.Unlock()
 	// What else the kernel has to say about it is worth waiting for, in a goroutine: this
 	// one writes it.
 	m.watching.Go(func() {
@@ -391,7 +425,7 @@ func (m *Machine) oopsed(line string) {
 		case <-m.quit:
 		case <-m.VM().Done():
 		}
-		m.fail(&Failure{Kind: Oops, Text: "the guest's kernel oopsed: " + line})
+		m.fail(f)
 	})
 }
 

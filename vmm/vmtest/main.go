@@ -240,8 +240,12 @@ func (r *mainRun) once() (code int, fill bool, err error) {
 	if ctx.Err() == nil && !errors.As(err, &failure) {
 		bounded, cancel := context.WithTimeout(ctx, shutdownBound)
 		defer cancel()
-		if err := m.Shutdown(bounded); err != nil {
-			r.say("warning: coverage and profiles may not all be written: %v", err)
+		serr := m.Shutdown(bounded)
+		switch {
+		case errors.As(serr, &failure) && failure.Kind == harness.Oops:
+			err = errors.Join(err, failure)
+		case serr != nil:
+			r.say("warning: coverage and profiles may not all be written: %v", serr)
 		}
 	}
 	// Who has bounded the run does not want to wait on.
