@@ -26,6 +26,7 @@ type execSession struct {
 	flags *execFlags
 	vsock string // the Unix socket of --vsock
 	args  []string
+	user  *remote.User // who runs the command
 
 	guest *harness.Machine
 	cmd   *remote.Cmd
@@ -223,11 +224,14 @@ func (s *execSession) reported(m *harness.Machine, ended time.Time) {
 }
 
 // options are those of the machine.
-func (s *execSession) options(writable []string) (harness.Options, error) {
+func (s *execSession) options(writable []string) (_ harness.Options, err error) {
+	if s.user, err = execUser(s.flags.user); err != nil {
+		return harness.Options{}, fmt.Errorf("--user: %w", err)
+	}
 	o := harness.Options{
 		Machine:   s.cfg,
 		Modules:   s.flags.modules,
-		Root:      &harness.Root{Visible: s.program()},
+		Root:      &harness.Root{Visible: s.program(), Owner: harness.OwnerFor(s.user)},
 		BootBound: s.flags.bootBound,
 		Hang:      s.flags.hang,
 		FatalOops: s.flags.fatalOops,
@@ -305,10 +309,7 @@ func (s *execSession) fill(c *remote.Cmd) error {
 	}
 	c.Dir = dir
 	c.Umask = harness.Umask()
-	c.User, err = execUser(s.flags.user)
-	if err != nil {
-		return fmt.Errorf("--user: %w", err)
-	}
+	c.User = s.user
 	return nil
 }
 

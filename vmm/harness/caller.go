@@ -8,6 +8,7 @@ import (
 
 	"github.com/vole-vmm/vole/guest/remote"
 	"github.com/vole-vmm/vole/guest/wire"
+	"github.com/vole-vmm/vole/virtio/fs/hostdir"
 )
 
 // Caller is the user of this process, with its groups.
@@ -49,6 +50,20 @@ func SameFile(a, b *os.File) bool {
 	}
 	y, err := b.Stat()
 	return err == nil && os.SameFile(x, y)
+}
+
+// OwnerFor is the Root.Owner with which a command of a user may do to the files of an
+// ordinary user, who runs vole, what an owner may: give them to itself, and be taken for
+// their owner by programs that ask (git does). nil is for who needs none: for vole's own
+// user, and where vole is root and may do to files what any user may.
+func OwnerFor(u *remote.User) *hostdir.Owner {
+	if u == nil {
+		u = &remote.User{} // root
+	}
+	if uid := os.Geteuid(); uid == 0 || uint32(uid) == u.UID {
+		return nil
+	}
+	return &hostdir.Owner{UID: u.UID, GID: u.GID}
 }
 
 // UserNet is the guest's address on a network of package virtio/net/usernet, for

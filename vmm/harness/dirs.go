@@ -133,7 +133,7 @@ func (m *Machine) shareBeside(dirs []sharedDir) ([]wire.Mount, error) {
 	var mounts []wire.Mount
 	for i, d := range dirs {
 		tag := fmt.Sprint(dirTag, i)
-		dir, err := hostdir.New(hostdir.Options{Dir: d.path, ReadOnly: d.readOnly, Xattr: true, Logger: m.o.Logger})
+		dir, err := hostdir.New(hostdir.Options{Dir: d.path, ReadOnly: d.readOnly, Owner: m.o.Root.Owner, Xattr: true, Logger: m.o.Logger})
 		if err != nil {
 			return nil, &refusal{err}
 		}

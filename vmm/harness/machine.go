@@ -147,7 +147,7 @@ func (m *Machine) rootDevice(beside []sharedDir) (virtio.Device, error) {
 		return slices.Contains(beside, sharedDir{path: dir})
 	})
 	dir, err := hostdir.New(hostdir.Options{
-		Dir: root.Dir, ReadOnly: true, Writable: writable, Hidden: hiddenBelow(root.Dir), Xattr: true, Logger: m.o.Logger,
+		Dir: root.Dir, ReadOnly: true, Writable: writable, Hidden: hiddenBelow(root.Dir), Owner: root.Owner, Xattr: true, Logger: m.o.Logger,
 		Changed: m.rootChanged,
 	})
 	if err != nil {

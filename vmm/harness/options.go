@@ -12,6 +12,7 @@ import (
 
 	"github.com/vole-vmm/vole/boot/kernel"
 	"github.com/vole-vmm/vole/guest/wire"
+	"github.com/vole-vmm/vole/virtio/fs/hostdir"
 	"github.com/vole-vmm/vole/vmm"
 )
 
@@ -125,6 +126,9 @@ type Root struct {
 	// the guest sees although it has these of its own; without Dir alone. Where they are
 	// not below Writable it can't change them.
 	Visible []string
+	// Owner, if not nil, is whom the files of the user that vole runs as belong to in the
+	// guest, as hostdir.Options.Owner says (OwnerFor).
+	Owner *hostdir.Owner
 	// None gives the guest no root but the initramfs: Init has to bring what it needs.
 	None bool
 }

@@ -183,6 +183,9 @@ func (r *mainRun) prepare() error {
 	if exe, err := os.Executable(); err == nil {
 		r.root().Visible = harness.ProgramDirs(exe)
 	}
+	if r.asRoot && r.root().Owner == nil {
+		r.root().Owner = harness.OwnerFor(nil)
+	}
 	if name, err := os.Hostname(); err == nil && h.Hostname == "" {
 		h.Hostname = name
 	}

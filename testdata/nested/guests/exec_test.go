@@ -424,20 +424,38 @@ func TestExecUsers(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "secret"), []byte("secret\n"), 0o600))
 		return dir
 	}
-	t.Run("ordinary", func(t *testing.T) {
-		t.Parallel()
-		info, err := os.Stat("/dev/kvm")
-		require.NoError(t, err)
-		require.NoError(t, os.Chmod("/dev/kvm", 0o666))
-		t.Cleanup(func() { assert.NoError(t, os.Chmod("/dev/kvm", info.Mode().Perm())) })
-		dir := stage(t)
-		e := execVole(t, 5, []string{"--rw", dir, "--cwd", dir}, "sh", "-c", script)
+	info, err := os.Stat("/dev/kvm")
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod("/dev/kvm", 0o666))
+	t.Cleanup(func() { assert.NoError(t, os.Chmod("/dev/kvm", info.Mode().Perm())) })
+	ordinary := func(t *testing.T, turn int, flags []string, script string) result {
+		e := execVole(t, turn, flags, "sh", "-c", script)
 		require.NoError(t, os.Chmod(e.tmp, 0o777))
 		e.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1234, Gid: 2345, Groups: []uint32{2345, 46}}}
 		e.Dir = "/"
-		r := e.result(t)
+		return e.result(t)
+	}
+	t.Run("ordinary", func(t *testing.T) {
+		t.Parallel()
+		dir := stage(t)
+		r := ordinary(t, 5, []string{"--rw", dir, "--cwd", dir}, script)
 		assert.Equal(t, "1234\n2345\n2345 46\ndenied\n644 1234 2345\ndenied\n", r.stdout, r.stderr)
 		checkOwner(t, filepath.Join(dir, "mine"), 1234, 2345)
+	})
+	// Root in the guest owns what is this user's, and there is nothing that this user may
+	// not do here.
+	t.Run("ordinary, root there", func(t *testing.T) {
+		t.Parallel()
+		dir := stage(t)
+		mine := filepath.Join(dir, "mine")
+		require.NoError(t, os.WriteFile(mine, nil, 0o600))
+		require.NoError(t, os.Chown(mine, 1234, 2345))
+		r := ordinary(t, 4, []string{"--rw", dir, "--cwd", dir, "--user", "root"}, `
+stat -c '%u %g' mine; echo new >new; chown 0:0 new mine && chmod 640 mine new; stat -c '%a %u %g' mine new
+chown 7 new 2>/dev/null || echo refused; cat secret 2>/dev/null || echo denied; chown 0:0 secret 2>/dev/null || echo refused`)
+		assert.Equal(t, result{stdout: "0 0\n640 0 0\n640 0 0\nrefused\ndenied\nrefused\n"}, r)
+		checkOwner(t, mine, 1234, 2345)
+		checkOwner(t, filepath.Join(dir, "new"), 1234, 2345)
 	})
 	t.Run("named", func(t *testing.T) {
 		nested.RequireSuite(t, nested.SuiteMatrix)
