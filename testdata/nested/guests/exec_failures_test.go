@@ -21,6 +21,11 @@ import (
 // is not there any more.
 const forceUnload = `mkdir /tmp/b; mount -t binfmt_misc b /tmp/b || exit 9; rmmod -f binfmt_misc || exit 8; cat /tmp/b/status >/dev/null 2>&1; `
 
+// oopsAndEnd ends well while the kernel is still telling of its oops, on another CPU.
+const oopsAndEnd = `mkdir /tmp/b; mount -t binfmt_misc b /tmp/b || exit 9; rmmod -f binfmt_misc || exit 8
+(sleep 2; cat /tmp/b/status) >/dev/null 2>&1 &
+while read -r line; do case $line in *RIP:*) exit 0; esac; done </proc/kmsg`
+
 // execModules are what a guest of `vole exec` is given for these tests, besides its drivers.
 var execModules = []string{"binfmt_misc"}
 
@@ -59,8 +64,8 @@ func TestExecFailures(t *testing.T) {
 			says:    "the guest's kernel panicked: Attempted to kill init!", console: "Kernel panic"},
 		{name: "oops", flags: []string{"--fatal-oops", "--module", "binfmt_misc"}, command: sh(forceUnload + "sleep 1000"), want: 122,
 			says: "the guest's kernel oopsed: BUG: unable to handle page fault", console: "Comm: cat"},
-		{name: "oops of the command itself", flags: []string{"--fatal-oops", "--module", "binfmt_misc"},
-			command: sh(forceUnload + "exit 0"), want: 122, says: "the guest's kernel oopsed: BUG: unable to handle page fault", console: "Comm: cat"},
+		{name: "oops, and the command ends", flags: []string{"--fatal-oops", "--module", "binfmt_misc", "-c", "2"},
+			command: sh(oopsAndEnd), want: 122, says: "the guest's kernel oopsed: BUG: unable to handle page fault", console: "Comm: cat"},
 		{name: "oops that panics", suite: nested.SuiteMatrix, flags: []string{"--fatal-oops", "--module", "binfmt_misc", "-a", "oops=panic"},
 			command: sh(forceUnload + "exit 0"), want: 122, says: "the guest's kernel oopsed: BUG: unable to handle page fault", console: "Kernel panic"},
 		{name: "oops that is not fatal", suite: nested.SuiteMatrix, flags: []string{"--module", "binfmt_misc"},
