@@ -224,7 +224,7 @@ func (m *Machine) Prepare(ctx context.Context, first *remote.Cmd) (err error) {
 	}()
 	cfg := m.o.Machine
 	cfg.Initrd, cfg.Initrds = "", append([]boot.Image{init}, m.archive.images...)
-	cfg.Devices, cfg.ConsoleIn, cfg.ConsoleOut = m.devices, nil, m.console
+	cfg.Devices, cfg.ConsoleOut = m.devices, m.console
 	m.devices = nil // the machine's from here on
 	bounded := ctx
 	if cfg.Timeout > 0 {

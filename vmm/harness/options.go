@@ -57,8 +57,8 @@ func refuse(format string, args ...any) error { return &refusal{fmt.Errorf(forma
 // Options describe a Machine. The zero value of every field but Machine.Kernel is a
 // good default.
 type Options struct {
-	// Machine is the machine itself. Its Initrd, Initrds and console streams are not
-	// for the caller; an empty Cmdline is DefaultCmdline. The devices belong to the
+	// Machine is the machine itself. Its Initrd, Initrds and ConsoleOut are not for the
+	// caller, and nobody but a command reads ConsoleIn in the guest; an empty Cmdline is DefaultCmdline. The devices belong to the
 	// Machine from New on, also if that fails.
 	Machine vmm.Config
 	// ModulesDir has the kernel's modules (lib/modules/RELEASE); "" looks for it as

@@ -45,12 +45,13 @@ func (v *VM) ExpectContext(ctx context.Context, re *regexp.Regexp) ([]string, er
 // last 4 MiB at least.
 func (v *VM) Console() string { return v.console.String() }
 
-// Send types on the guest's console. The machine must have no agent: with one nobody reads
-// there.
+// Send types on the guest's console, ttyS0. With an agent nobody reads there but a command
+// that has opened it, and what came before that is lost, as on any serial line. Send waits,
+// as long as [Patience] says, when more than a pipe holds has not been read.
 func (v *VM) Send(text string) {
 	v.t.Helper()
 	if v.typed == nil {
-		v.t.Fatal("vmtest: nobody reads what is sent: the console of a machine with an agent has no input")
+		v.t.Fatal("vmtest: send: the console's input is Machine.ConsoleIn of Configure")
 	}
 	end := time.Now().Add(v.c.patience)
 	if d, ok := v.ctx.Deadline(); ok && d.Before(end) {

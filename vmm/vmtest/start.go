@@ -121,6 +121,9 @@ func (c *config) bootAgent(v *VM) error {
 	devices := c.harness.Machine.Devices
 	c.harness.Machine.Devices = nil
 	o := c.harness
+	if err := v.typeOn(&o.Machine); err != nil {
+		return err
+	}
 	o.Machine.Devices = devices // New's from here on
 	m, err := harness.New(o)
 	if err != nil {
@@ -138,14 +141,8 @@ func (c *config) bootAgent(v *VM) error {
 
 func (c *config) bootPlain(v *VM) error {
 	cfg := c.harness.Machine
-	if cfg.ConsoleIn == nil {
-		// A pipe, since its ends have deadlines.
-		in, typed, err := os.Pipe()
-		if err != nil {
-			return err
-		}
-		cfg.ConsoleIn, v.typed = in, typed
-		v.files = append(v.files, in, typed)
+	if err := v.typeOn(&cfg); err != nil {
+		return err
 	}
 	c.harness.Machine.Devices = nil
 	m, err := vmm.NewContext(v.ctx, cfg)
@@ -155,6 +152,21 @@ func (c *config) bootPlain(v *VM) error {
 	v.own(&plainMachine{m})
 	v.machine = m
 	return m.Start()
+}
+
+// typeOn makes the console's input what Send writes, unless it is something else.
+func (v *VM) typeOn(cfg *vmm.Config) error {
+	if cfg.ConsoleIn != nil {
+		return nil
+	}
+	// A pipe, since its ends have deadlines.
+	in, typed, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	cfg.ConsoleIn, v.typed = in, typed
+	v.files = append(v.files, in, typed)
+	return nil
 }
 
 // agentMachine is a machine with an agent.

@@ -39,7 +39,7 @@ type VM struct {
 	console    *console
 	guest      *remote.Guest // nil without an agent
 	machine    *vmm.Machine  // nil before its start
-	typed      *os.File      // the console's input, nil with an agent
+	typed      *os.File      // the console's input, nil if it is another
 	files      []io.Closer   // to close behind the machine
 	onHostRoot bool          // the guest's files are this host's
 	dial       func(ctx context.Context, port uint32) (net.Conn, error)

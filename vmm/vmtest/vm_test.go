@@ -86,7 +86,7 @@ func TestVMEndsTests(t *testing.T) {
 		}, "the guest has ended: poweroff"},
 		"nobody listens":       {func(v *VM, _ *fakeMachine) { v.Dial(7) }, "vsock port 7 of the guest"},
 		"no network":           {func(v *VM, _ *fakeMachine) { v.DialTCP("guest:1") }, "the option Net"},
-		"a console to type on": {func(v *VM, _ *fakeMachine) { v.Send("x") }, "no input"},
+		"a console to type on": {func(v *VM, _ *fakeMachine) { v.Send("x") }, "the console's input is Machine.ConsoleIn"},
 		"a shutdown": {func(v *VM, m *fakeMachine) {
 			m.syncErr = errors.New("a full disk")
 			v.Shutdown()

@@ -56,6 +56,14 @@ func TestVMTest(t *testing.T) {
 			return vm.Output(busybox, "sh", "-ec", strings.ReplaceAll(script, "busybox", busybox))
 		}
 
+		// Its console beside its commands.
+		talk := vm.Command(busybox, "sh", "-ec", "exec <>/dev/ttyS0 >&0; echo 'name: '; read name; echo \"hello $name\"")
+		require.NoError(t, talk.Start())
+		vm.Expect("name: ")
+		vm.Send("vole\n")
+		vm.Expect(`(?m)^hello vole$`)
+		require.NoError(t, talk.Wait())
+
 		release, err := kernel.Release(asset(t, nested.KernelDefault))
 		require.NoError(t, err)
 		assert.Equal(t, release, vm.Release())
