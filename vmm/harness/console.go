@@ -44,6 +44,13 @@ func (c *console) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// oopsed says whether the guest's kernel has.
+func (c *console) oopsed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.seen
+}
+
 // failed is the log's error.
 func (c *console) failed() error {
 	c.mu.Lock()

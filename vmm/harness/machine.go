@@ -307,7 +307,7 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	// A guest that writes to its disks has nothing to say; ctx bounds that.
 	m.Await()
 	defer m.Awaited()
-	if err := m.guest.Sync(ctx); err != nil {
+	if err := m.sync(ctx); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -320,6 +320,24 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	}
 	return err
 }
+
+// sync has the guest write what is not written. Who dies of an oops gives back none of its
+// locks, so a kernel that has oopsed is not waited for as long as one that may be busy.
+func (m *Machine) sync(ctx context.Context) error {
+	if !m.console.oopsed() {
+		return m.guest.Sync(ctx)
+	}
+	bounded, cancel := context.WithTimeout(ctx, oopsedBound)
+	defer cancel()
+	err := m.guest.Sync(bounded)
+	if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("the guest's kernel has oopsed, and does not answer: %w", err)
+	}
+	return err
+}
+
+// oopsedBound is how long a kernel that has oopsed may take to write what is not written.
+const oopsedBound = 10 * time.Second
 
 // lastOops is the fatal oops of a guest that was shut down before its grace was over, if
 // there was one, and the guest's failure from here on. It waits until all of the console

@@ -18,11 +18,11 @@ import (
 )
 
 // forceUnload oopses a stock kernel: what is used of a module that was unloaded by force
-// is not there any more.
-const forceUnload = `mkdir /tmp/b; mount -t binfmt_misc b /tmp/b || exit 9; rmmod -f binfmt_misc || exit 8; cat /tmp/b/status >/dev/null 2>&1; `
+// is not there any more. sync(2) does not look at a file system that is read-only.
+const forceUnload = `mkdir /tmp/b; mount -t binfmt_misc -o ro b /tmp/b || exit 9; rmmod -f binfmt_misc || exit 8; cat /tmp/b/status >/dev/null 2>&1; `
 
 // oopsAndEnd ends well while the kernel is still telling of its oops, on another CPU.
-const oopsAndEnd = `mkdir /tmp/b; mount -t binfmt_misc b /tmp/b || exit 9; rmmod -f binfmt_misc || exit 8
+const oopsAndEnd = `mkdir /tmp/b; mount -t binfmt_misc -o ro b /tmp/b || exit 9; rmmod -f binfmt_misc || exit 8
 (sleep 2; cat /tmp/b/status) >/dev/null 2>&1 &
 while read -r line; do case $line in *RIP:*) exit 0; esac; done </proc/kmsg`
 
@@ -38,6 +38,7 @@ type execFailure struct {
 	bound   time.Duration // from the start to the end, besides the boot
 	want    int
 	says    string // in the first line on stderr
+	also    string // the second line, if that is not the console
 	console string // in the last screen of the console behind it, "" if there is none
 }
 
@@ -67,9 +68,13 @@ func TestExecFailures(t *testing.T) {
 		{name: "oops, and the command ends", flags: []string{"--fatal-oops", "--module", "binfmt_misc", "-c", "2"},
 			command: sh(oopsAndEnd), want: 122, says: "the guest's kernel oopsed: BUG: unable to handle page fault", console: "Comm: cat"},
 		{name: "oops that panics", suite: nested.SuiteMatrix, flags: []string{"--fatal-oops", "--module", "binfmt_misc", "-a", "oops=panic"},
-			command: sh(forceUnload + "exit 0"), want: 122, says: "the guest's kernel oopsed: BUG: unable to handle page fault", console: "Kernel panic"},
+			command: sh(forceUnload + "exit 0"), want: 122, says: "the guest's kernel oopsed: BUG: unable to handle page fault", console: "Comm: cat"},
 		{name: "oops that is not fatal", suite: nested.SuiteMatrix, flags: []string{"--module", "binfmt_misc"},
 			command: sh(forceUnload + "exit 5"), want: 5, says: "warning: the guest's kernel oopsed: BUG: unable to handle page fault"},
+		{name: "oops that sync(2) dies of as well", suite: nested.SuiteMatrix, flags: []string{"--module", "binfmt_misc"}, bound: 10 * time.Second,
+			command: sh("mkdir /tmp/b; mount -t binfmt_misc b /tmp/b || exit 9; rmmod -f binfmt_misc; (sync); exit 5"), want: 5,
+			says: "warning: the guest's kernel oopsed: BUG: unable to handle page fault",
+			also: "vole: exec: warning: what the command wrote may not all be written: the guest's kernel has oopsed, and does not answer: context deadline exceeded"},
 		{name: "hang before init", flags: []string{"--boot-timeout", "30s", "-a", "rdinit=/none root=/dev/none rootwait loglevel=7"}, command: []string{"true"},
 			bound: 30 * time.Second, want: 124, says: "the guest has not come up within 30s", console: "Waiting for root device"},
 		{name: "init missing", flags: []string{"-a", "rdinit=/none"}, command: []string{"true"}, want: 121,
@@ -105,6 +110,14 @@ func TestExecFailures(t *testing.T) {
 			r := e.result(t)
 			took := time.Since(began)
 			assert.Equal(t, tc.want, r.code, "%s%s", r.stdout, r.stderr)
+			if tc.also != "" {
+				first, rest, _ := strings.Cut(r.stderr, "\n")
+				second, rest, more := strings.Cut(rest, "\n")
+				assert.Equal(t, tc.also, second)
+				if r.stderr = first; more {
+					r.stderr += "\n" + rest
+				}
+			}
 			checkReason(t, r, tc.says, tc.console)
 			assert.GreaterOrEqual(t, took, tc.bound)
 			assert.Less(t, took, tc.bound+time.Minute)

@@ -319,16 +319,33 @@ func TestVMTestUser(t *testing.T) {
 
 // TestVMTestRace: a test binary with the race detector is dynamic.
 func TestVMTestRace(t *testing.T) {
+	r := runSample(t, raceSample(t), "", "-test.v", "-test.run=Guest|Races")
+	assert.Equal(t, 1, r.code, r.out)
+	assert.Contains(t, r.out, "--- PASS: TestGuest")
+	assert.Contains(t, r.out, "WARNING: DATA RACE")
+}
+
+// TestExecRace: the same binary by `vole exec`, as "go test -race -exec" has it.
+func TestExecRace(t *testing.T) {
+	binary := raceSample(t)
+	t.Parallel()
+	e := execVole(t, 0, []string{"-m", "1G"}, binary, "-test.v", "-test.run=Races", "-test.paniconexit0")
+	e.Env = append(e.Env, "VOLE_VMTEST_INSIDE=1") // its TestMain is vmtest's
+	r := e.result(t)
+	assert.Equal(t, 1, r.code, r.stdout+r.stderr)
+	assert.Contains(t, r.stdout, "--- FAIL: TestRaces")
+	assert.Contains(t, r.stderr, "WARNING: DATA RACE")
+}
+
+func raceSample(t testing.TB) string {
+	t.Helper()
 	nested.RequireSuite(t, nested.SuiteMatrix)
 	binary, err := samplePath("-race")
 	require.NoError(t, err)
 	if _, err := os.Stat(binary); err != nil {
 		t.Skip("the race detector needs gcc where this is built: ", err)
 	}
-	r := runSample(t, binary, "", "-test.v", "-test.run=Guest|Races")
-	assert.Equal(t, 1, r.code, r.out)
-	assert.Contains(t, r.out, "--- PASS: TestGuest")
-	assert.Contains(t, r.out, "WARNING: DATA RACE")
+	return binary
 }
 
 func mkdir(t testing.TB, dir, name string) string {
