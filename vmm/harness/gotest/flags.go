@@ -10,13 +10,13 @@ var (
 	// or the working directory, and dirFlags directories.
 	fileFlags = []string{"coverprofile", "cpuprofile", "memprofile", "blockprofile", "mutexprofile", "trace", "testlogfile"}
 	dirFlags  = []string{"gocoverdir", "fuzzcachedir", "outputdir", "artifactsdir"}
-	// boolFlags have no value behind them; those that are not here have.
+	// boolFlags have no value behind them, and are true; those that are not here have one.
 	boolFlags = []string{"artifacts", "benchmem", "failfast", "fullpath", "fuzzworker", "paniconexit0", "short", "v"}
 )
 
 // Flags are the values of a test binary's own flags, by their names without "test.".
-// Those without a value are left out, and so is everything that the tests themselves
-// get. args begins with the program.
+// What lacks a value that it should have is left out, and so is everything that the tests
+// themselves get. args begins with the program.
 func Flags(args []string) map[string]string {
 	flags := make(map[string]string)
 	if len(args) == 0 {
@@ -40,7 +40,9 @@ func Flags(args []string) map[string]string {
 		switch {
 		case ok:
 			flags[name] = value
-		case i+1 < len(args) && !slices.Contains(boolFlags, name):
+		case slices.Contains(boolFlags, name):
+			flags[name] = "true"
+		case i+1 < len(args):
 			i++
 			flags[name] = args[i]
 		}

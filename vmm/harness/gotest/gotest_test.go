@@ -17,8 +17,8 @@ func TestFlags(t *testing.T) {
 		"none":             {nil, map[string]string{}},
 		"a program":        {[]string{"-test.run=x"}, map[string]string{}},
 		"with =":           {[]string{"p", "-test.coverprofile=c.out", "--test.timeout=1m"}, map[string]string{"coverprofile": "c.out", "timeout": "1m"}},
-		"as two words":     {[]string{"p", "-test.run", "X", "-test.v", "-test.cpuprofile", "p.out"}, map[string]string{"run": "X", "cpuprofile": "p.out"}},
-		"not of the tests": {[]string{"p", "-test.v", "--", "-test.trace=t"}, map[string]string{}},
+		"as two words":     {[]string{"p", "-test.run", "X", "-test.v", "-test.cpuprofile", "p.out"}, map[string]string{"run": "X", "v": "true", "cpuprofile": "p.out"}},
+		"not of the tests": {[]string{"p", "-test.v", "--", "-test.trace=t"}, map[string]string{"v": "true"}},
 		"behind -args":     {[]string{"p", "-args", "-test.trace=t"}, map[string]string{}},
 		"behind a word":    {[]string{"p", "word", "-test.trace=t"}, map[string]string{}},
 		"others":           {[]string{"p", "-update", "-x.trace=t", "-test.trace=t"}, map[string]string{"trace": "t"}},
@@ -53,7 +53,7 @@ func TestScratch(t *testing.T) {
 		"a profile below":          {[]string{"p", "-test.outputdir=" + out, "-test.trace=sub/t"}, "", []string{out, out + "/sub"}},
 		"by a link":                {[]string{"p", "-test.testlogfile=../link/log"}, "", []string{out}},
 		"one twice":                {[]string{"p", "-test.testlogfile=../out/log", "-test.trace=../out/t"}, "", []string{out}},
-		"missing":                  {[]string{"p", "-test.fuzzcachedir=/nowhere/at/all"}, "/nowhere", nil},
+		"missing":                  {[]string{"p", "-test.gocoverdir=/nowhere/at/all", "-test.outputdir=/nowhere"}, "/nowhere", nil},
 		"a file":                   {[]string{"p", "-test.gocoverdir=/dev/null"}, "", nil},
 		"never the whole of it":    {[]string{"p", "-test.coverprofile=/c.out"}, "", nil},
 		"what the tests are given": {[]string{"p", "--", "-test.coverprofile=" + out + "/c.out"}, "", nil},
@@ -93,4 +93,60 @@ func TestScratchOfFuzzing(t *testing.T) {
 	assert.Empty(t, s.Dirs(), "it can't be made")
 	s.Remove()
 	assert.FileExists(t, "testdata")
+}
+
+// TestScratchIsMade: what a test binary makes for itself has to be there before the guest
+// is, and is gone if nothing came of it.
+func TestScratchIsMade(t *testing.T) {
+	top, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	t.Chdir(top)
+	cache := filepath.Join(top, "cache")
+	require.NoError(t, os.Mkdir(cache, 0o777))
+	for name, tc := range map[string]struct {
+		args []string
+		want string
+		gone string // the outermost that is made
+	}{
+		"the fuzz cache":     {[]string{"-test.fuzzcachedir=" + cache + "/fuzz/example.org/p"}, cache + "/fuzz/example.org/p", cache + "/fuzz"},
+		"artifacts":          {[]string{"-test.artifacts=true", "-test.outputdir=" + cache}, cache + "/_artifacts", cache + "/_artifacts"},
+		"artifacts, by hand": {[]string{"-test.artifacts"}, top + "/_artifacts", top + "/_artifacts"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			args := append([]string{"p"}, tc.args...)
+			s := New(args, "")
+			assert.Contains(t, s.Dirs(), tc.want)
+			assert.DirExists(t, tc.want)
+			s.Remove()
+			assert.NoDirExists(t, tc.gone, "nothing came of it")
+			assert.DirExists(t, cache, "it was there before")
+
+			s = New(args, "")
+			require.NoError(t, os.WriteFile(filepath.Join(tc.want, "found"), nil, 0o666))
+			s.Remove()
+			assert.FileExists(t, filepath.Join(tc.want, "found"))
+			require.NoError(t, os.RemoveAll(tc.gone))
+		})
+	}
+
+	for _, args := range [][]string{{"p", "-test.artifacts=false"}, {"p", "-test.artifacts", "-test.outputdir=missing"}} {
+		s := New(args, "")
+		assert.Empty(t, s.Dirs(), args)
+		assert.NoDirExists(t, "missing", "a test binary does not make it either")
+		s.Remove()
+	}
+}
+
+// TestScratchThatCanNotBeMade leaves the rest as it is.
+func TestScratchThatCanNotBeMade(t *testing.T) {
+	top, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	t.Chdir(top)
+	require.NoError(t, os.WriteFile("file", nil, 0o666))
+	s := New([]string{"p", "-test.fuzz=FuzzX", "-test.fuzzcachedir=" + top + "/file/p", "-test.artifacts"}, "")
+	assert.ElementsMatch(t, []string{top + "/testdata/fuzz", top + "/_artifacts"}, s.Dirs())
+	assert.DirExists(t, "testdata/fuzz")
+	s.Remove()
+	assert.NoDirExists(t, "testdata")
+	assert.NoDirExists(t, "_artifacts")
 }

@@ -1,16 +1,22 @@
 package gotest
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 )
 
 // fuzzDir is where a test binary writes an input that makes a fuzz test fail, below its
 // working directory.
 var fuzzDir = filepath.Join("testdata", "fuzz")
+
+// artifactsDir is where a test binary makes the directories of testing's ArtifactDir,
+// below -test.outputdir or its working directory.
+const artifactsDir = "_artifacts"
 
 // Scratch are directories that have to be writable for a test binary.
 type Scratch struct {
@@ -23,9 +29,9 @@ type Scratch struct {
 // fuzz inputs are gone with a guest. Relative ones are of this process's working
 // directory. coverDir is the value of GOCOVERDIR, which any program may heed, "" for none.
 //
-// What is missing is left out, since a test binary complains of that by itself; but
-// testdata/fuzz is made when a fuzz test is asked for, and lasts if something comes of
-// it. The caller calls Remove.
+// What is missing is left out, since a test binary complains of that by itself. But what
+// it would make is made: the cache of fuzz inputs, testdata/fuzz when a fuzz test is asked
+// for, and _artifacts. Each lasts if something comes of it. The caller calls Remove.
 func New(args []string, coverDir string) *Scratch {
 	s := &Scratch{}
 	s.add(coverDir)
@@ -46,7 +52,19 @@ func New(args []string, coverDir string) *Scratch {
 	if flags["fuzz"] != "" {
 		s.make(fuzzDir)
 	}
+	if dir := flags["fuzzcachedir"]; dir != "" {
+		s.make(dir)
+	}
+	// The test binary makes no directory to put it in.
+	if on, _ := strconv.ParseBool(flags["artifacts"]); on && isDir(cmp.Or(flags["outputdir"], ".")) {
+		s.make(filepath.Join(flags["outputdir"], artifactsDir))
+	}
 	return s
+}
+
+func isDir(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.IsDir()
 }
 
 // Dirs are the directories: absolute, without links, each once.
@@ -65,31 +83,41 @@ func (s *Scratch) add(dir string) {
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return
 	}
-	if info, err := os.Stat(dir); err == nil && info.IsDir() && dir != "/" && !slices.Contains(s.dirs, dir) {
+	if isDir(dir) && dir != "/" && !slices.Contains(s.dirs, dir) {
 		s.dirs = append(s.dirs, dir)
 	}
 }
 
-// make makes a directory below the working directory for as long as the test binary
-// runs, or for good if something comes of it.
+// make makes a directory for as long as the test binary runs, or for good if something
+// comes of it, with those that it lies in.
 func (s *Scratch) make(dir string) {
-	for d := dir; d != "."; d = filepath.Dir(d) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return
+	}
+	var made []string
+	for d := dir; d != filepath.Dir(d); d = filepath.Dir(d) {
 		if _, err := os.Lstat(d); errors.Is(err, fs.ErrNotExist) {
-			s.made = append(s.made, d)
+			made = append(made, d)
 		}
 	}
 	if os.MkdirAll(dir, 0o777) != nil {
-		// A read-only tree: the fuzzer will say so when it has something to write.
-		s.Remove()
+		// A read-only tree: the test binary will say so when it has something to write.
+		removeEmpty(made)
 		return
 	}
+	s.made = append(made, s.made...) // in front of those that may be around it
 	s.add(dir)
 }
 
 // Remove removes the directories that New has made, if they are empty.
 func (s *Scratch) Remove() {
-	for _, d := range s.made {
+	removeEmpty(s.made)
+	s.made = nil
+}
+
+func removeEmpty(dirs []string) {
+	for _, d := range dirs {
 		_ = os.Remove(d)
 	}
-	s.made = nil
 }
