@@ -81,8 +81,7 @@ func (s *execSession) timeIsUp() bool {
 
 // once boots the machine, runs the command and takes the machine down.
 func (s *execSession) once(ctx context.Context) error {
-	// A command may be a test binary, with `go test -exec`.
-	scratch := gotest.New(s.args, os.Getenv("GOCOVERDIR"))
+	scratch := s.scratch()
 	defer scratch.Remove()
 	o, err := s.options(scratch.Dirs())
 	if err != nil {
@@ -221,6 +220,12 @@ func (s *execSession) reported(m *harness.Machine, ended time.Time) {
 	if s.report.wanted() {
 		s.last.Resident = readResident()
 	}
+}
+
+// scratch are directories that the command needs if it is a test binary, as with
+// `go test -exec`.
+func (s *execSession) scratch() *gotest.Scratch {
+	return gotest.New(s.args, os.Getenv("GOCOVERDIR"), harness.OwnOf)
 }
 
 // options are those of the machine.

@@ -6,6 +6,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/vole-vmm/vole/vmm/harness"
 	"github.com/vole-vmm/vole/vmm/spec"
 )
 
@@ -23,4 +24,19 @@ func TestExecVsock(t *testing.T) {
 		assert.Equal(t, "/tmp/v", s.vsock)
 		assert.Nil(t, s.machine.Vsock)
 	}
+}
+
+// TestExecProfileToDevice: a profile that goes to what the guest has of its own is no reason
+// to refuse the command.
+func TestExecProfileToDevice(t *testing.T) {
+	t.Setenv("GOCOVERDIR", "/dev")
+	s := &execSession{flags: &execFlags{}, args: []string{"/bin/p.test", "-test.cpuprofile=/dev/null", "-test.trace=/dev/stdout", "-test.memprofile=/proc/self/fd/1"}}
+	s.cfg.Kernel = "/proc/self/exe"
+	scratch := s.scratch()
+	defer scratch.Remove()
+	o, err := s.options(scratch.Dirs())
+	require.NoError(t, err)
+	m, err := harness.New(o)
+	require.NoError(t, err)
+	assert.NoError(t, m.Close())
 }

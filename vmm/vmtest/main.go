@@ -103,7 +103,7 @@ func (r *mainRun) run() int {
 		r.closeDevices()
 		return r.without(err)
 	}
-	scratch := gotest.New(r.args, r.getenv("GOCOVERDIR"))
+	scratch := r.scratch()
 	defer scratch.Remove()
 	dirs, err := realDirs(append(scratch.Dirs(), r.root().Writable...))
 	if err == nil {
@@ -199,6 +199,11 @@ func (r *mainRun) prepare() error {
 		f(h)
 	}
 	return nil
+}
+
+// scratch are the directories that the tests leave something in for their caller.
+func (r *mainRun) scratch() *gotest.Scratch {
+	return gotest.New(r.args, r.getenv("GOCOVERDIR"), harness.OwnOf)
 }
 
 // once boots the machine, runs the tests and takes the machine down. fill says that the

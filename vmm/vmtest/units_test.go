@@ -220,6 +220,17 @@ func TestMainOptions(t *testing.T) {
 	assert.Equal(t, "|/bin/keep", r.harness.CorePattern)
 }
 
+// TestMainScratch: what the tests' caller wants back, but not what the guest has itself.
+func TestMainScratch(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	r := newMainRun([]Option{withEnv(env{"GOCOVERDIR": dir})})
+	r.args = []string{"p.test", "-test.cpuprofile=/dev/null", "-test.trace=/dev/stdout"}
+	s := r.scratch()
+	defer s.Remove()
+	assert.Equal(t, []string{dir}, s.Dirs())
+}
+
 // TestMainEnding: the exit code of how the tests ended, and what is said.
 func TestMainEnding(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -3,6 +3,8 @@ package gotest
 import (
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -30,6 +32,14 @@ func TestFlags(t *testing.T) {
 	}
 }
 
+// devices are a guest's own.
+func devices(dir string) string {
+	if dir == "/dev" || strings.HasPrefix(dir, "/dev/") {
+		return "/dev"
+	}
+	return ""
+}
+
 func TestScratch(t *testing.T) {
 	top, err := filepath.EvalSymlinks(t.TempDir())
 	require.NoError(t, err)
@@ -38,6 +48,9 @@ func TestScratch(t *testing.T) {
 		require.NoError(t, os.Mkdir(d, 0o777))
 	}
 	require.NoError(t, os.Symlink(out, filepath.Join(top, "link")))
+	require.NoError(t, syscall.Mkfifo(filepath.Join(out, "fifo"), 0o666))
+	require.NoError(t, os.Symlink("/dev/null", filepath.Join(cover, "null")))
+	require.NoError(t, os.WriteFile(filepath.Join(out, "old"), nil, 0o666))
 	t.Chdir(pkg)
 	for name, tc := range map[string]struct {
 		args  []string
@@ -55,11 +68,15 @@ func TestScratch(t *testing.T) {
 		"one twice":                {[]string{"p", "-test.testlogfile=../out/log", "-test.trace=../out/t"}, "", []string{out}},
 		"missing":                  {[]string{"p", "-test.gocoverdir=/nowhere/at/all", "-test.outputdir=/nowhere"}, "/nowhere", nil},
 		"a file":                   {[]string{"p", "-test.gocoverdir=/dev/null"}, "", nil},
+		"the guest's own":          {[]string{"p", "-test.cpuprofile=/dev/null", "-test.trace=/dev/stdout", "-test.memprofile=/dev/new", "-test.gocoverdir=/dev/"}, "/dev", nil},
+		"below the guest's own":    {[]string{"p", "-test.cpuprofile=null", "-test.outputdir=/dev", "-test.fuzzcachedir=/dev/fuzz"}, "", nil},
+		"no regular file":          {[]string{"p", "-test.cpuprofile=" + out + "/fifo", "-test.trace=" + cover + "/null", "-test.blockprofile=" + out}, "", nil},
+		"a profile of before":      {[]string{"p", "-test.cpuprofile=" + out + "/old"}, "", []string{out}},
 		"never the whole of it":    {[]string{"p", "-test.coverprofile=/c.out"}, "", nil},
 		"what the tests are given": {[]string{"p", "--", "-test.coverprofile=" + out + "/c.out"}, "", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := New(tc.args, tc.cover)
+			s := New(tc.args, tc.cover, devices)
 			assert.Equal(t, tc.want, s.Dirs())
 			s.Remove()
 		})
@@ -72,24 +89,24 @@ func TestScratchOfFuzzing(t *testing.T) {
 	t.Chdir(pkg)
 	args := []string{"p", "-test.fuzz=FuzzX"}
 
-	s := New(args, "")
+	s := New(args, "", devices)
 	assert.Equal(t, []string{filepath.Join(pkg, "testdata/fuzz")}, s.Dirs())
 	s.Remove()
 	assert.NoDirExists(t, "testdata", "nothing came of it")
 
-	s = New(args, "")
+	s = New(args, "", devices)
 	require.NoError(t, os.WriteFile("testdata/fuzz/found", nil, 0o666))
 	s.Remove()
 	assert.FileExists(t, "testdata/fuzz/found")
 
 	require.NoError(t, os.Remove("testdata/fuzz/found"))
-	s = New(args, "")
+	s = New(args, "", devices)
 	s.Remove()
 	assert.DirExists(t, "testdata/fuzz", "it was there before")
 
 	require.NoError(t, os.RemoveAll("testdata"))
 	require.NoError(t, os.WriteFile("testdata", nil, 0o666))
-	s = New(args, "")
+	s = New(args, "", devices)
 	assert.Empty(t, s.Dirs(), "it can't be made")
 	s.Remove()
 	assert.FileExists(t, "testdata")
@@ -114,14 +131,14 @@ func TestScratchIsMade(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := append([]string{"p"}, tc.args...)
-			s := New(args, "")
+			s := New(args, "", devices)
 			assert.Contains(t, s.Dirs(), tc.want)
 			assert.DirExists(t, tc.want)
 			s.Remove()
 			assert.NoDirExists(t, tc.gone, "nothing came of it")
 			assert.DirExists(t, cache, "it was there before")
 
-			s = New(args, "")
+			s = New(args, "", devices)
 			require.NoError(t, os.WriteFile(filepath.Join(tc.want, "found"), nil, 0o666))
 			s.Remove()
 			assert.FileExists(t, filepath.Join(tc.want, "found"))
@@ -130,7 +147,7 @@ func TestScratchIsMade(t *testing.T) {
 	}
 
 	for _, args := range [][]string{{"p", "-test.artifacts=false"}, {"p", "-test.artifacts", "-test.outputdir=missing"}} {
-		s := New(args, "")
+		s := New(args, "", devices)
 		assert.Empty(t, s.Dirs(), args)
 		assert.NoDirExists(t, "missing", "a test binary does not make it either")
 		s.Remove()
@@ -143,7 +160,7 @@ func TestScratchThatCanNotBeMade(t *testing.T) {
 	require.NoError(t, err)
 	t.Chdir(top)
 	require.NoError(t, os.WriteFile("file", nil, 0o666))
-	s := New([]string{"p", "-test.fuzz=FuzzX", "-test.fuzzcachedir=" + top + "/file/p", "-test.artifacts"}, "")
+	s := New([]string{"p", "-test.fuzz=FuzzX", "-test.fuzzcachedir=" + top + "/file/p", "-test.artifacts"}, "", devices)
 	assert.ElementsMatch(t, []string{top + "/testdata/fuzz", top + "/_artifacts"}, s.Dirs())
 	assert.DirExists(t, "testdata/fuzz")
 	s.Remove()

@@ -20,6 +20,7 @@ const artifactsDir = "_artifacts"
 
 // Scratch are directories that have to be writable for a test binary.
 type Scratch struct {
+	own  func(dir string) string
 	dirs []string
 	made []string // by New, to be removed if nothing is in them; innermost first
 }
@@ -32,8 +33,12 @@ type Scratch struct {
 // What is missing is left out, since a test binary complains of that by itself. But what
 // it would make is made: the cache of fuzz inputs, testdata/fuzz when a fuzz test is asked
 // for, and _artifacts. Each lasts if something comes of it. The caller calls Remove.
-func New(args []string, coverDir string) *Scratch {
-	s := &Scratch{}
+//
+// own gives the directory of the guest's own that contains a clean absolute path, "" if
+// none does: what is in one, such as /dev/null, is left out too, and so is every file that
+// is there and not a regular one.
+func New(args []string, coverDir string, own func(dir string) string) *Scratch {
+	s := &Scratch{own: own}
 	s.add(coverDir)
 	flags := Flags(args)
 	for _, name := range dirFlags {
@@ -41,13 +46,16 @@ func New(args []string, coverDir string) *Scratch {
 	}
 	for _, name := range fileFlags {
 		file := flags[name]
-		switch {
-		case file == "":
-		case filepath.IsAbs(file):
-			s.add(filepath.Dir(file))
-		default:
-			s.add(filepath.Dir(filepath.Join(flags["outputdir"], file)))
+		if file == "" {
+			continue
 		}
+		if !filepath.IsAbs(file) {
+			file = filepath.Join(flags["outputdir"], file)
+		}
+		if info, err := os.Stat(file); err == nil && !info.Mode().IsRegular() {
+			continue // /dev/null, or a FIFO, which leads nowhere from the guest
+		}
+		s.add(filepath.Dir(file))
 	}
 	if flags["fuzz"] != "" {
 		s.make(fuzzDir)
@@ -83,7 +91,7 @@ func (s *Scratch) add(dir string) {
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return
 	}
-	if isDir(dir) && dir != "/" && !slices.Contains(s.dirs, dir) {
+	if isDir(dir) && dir != "/" && s.own(dir) == "" && !slices.Contains(s.dirs, dir) {
 		s.dirs = append(s.dirs, dir)
 	}
 }
@@ -92,7 +100,7 @@ func (s *Scratch) add(dir string) {
 // comes of it, with those that it lies in.
 func (s *Scratch) make(dir string) {
 	dir, err := filepath.Abs(dir)
-	if err != nil {
+	if err != nil || s.own(dir) != "" {
 		return
 	}
 	var made []string
