@@ -145,6 +145,7 @@ func (s *execSession) once(ctx context.Context) error {
 		log.stream = s.console.stream
 	}
 	s.warnPVM()
+	s.warnLeft(scratch.Left(), o.Root.Writable)
 	if err := m.Start(ctx, nil); err != nil {
 		return err
 	}
@@ -226,6 +227,16 @@ func (s *execSession) reported(m *harness.Machine, ended time.Time) {
 // `go test -exec`.
 func (s *execSession) scratch() *gotest.Scratch {
 	return gotest.New(s.args, os.Getenv("GOCOVERDIR"), harness.OwnOf)
+}
+
+// warnLeft names the directories that a test binary's results are lost in, unless a --rw
+// flag makes them writable.
+func (s *execSession) warnLeft(left, writable []string) {
+	for _, dir := range left {
+		if !slices.ContainsFunc(writable, func(w string) bool { return harness.Covers(w, dir) }) {
+			fmt.Fprintf(s.stderr, "vole: exec: warning: the profile or coverage in %s will be gone with the guest: a directory as wide as the user's home is not made writable without --rw %[1]s\n", oneLine(dir))
+		}
+	}
 }
 
 // options are those of the machine.

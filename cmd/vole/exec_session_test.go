@@ -1,6 +1,8 @@
 package main
 
 import (
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -39,4 +41,30 @@ func TestExecProfileToDevice(t *testing.T) {
 	m, err := harness.New(o)
 	require.NoError(t, err)
 	assert.NoError(t, m.Close())
+}
+
+// TestExecProfileInHome: it is lost, and vole says so, but not where --rw saves it.
+func TestExecProfileInHome(t *testing.T) {
+	home, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	t.Setenv("HOME", home)
+	for rw, says := range map[string]string{
+		"": "vole: exec: warning: the profile or coverage in " + home + " will be gone with the guest: " +
+			"a directory as wide as the user's home is not made writable without --rw " + home + "\n",
+		home: "",
+		"/":  "",
+	} {
+		var stderr strings.Builder
+		s := &execSession{flags: &execFlags{}, args: []string{"/bin/p.test", "-test.trace=" + home + "/t"}}
+		s.stderr = &lineWriter{w: &stderr}
+		if rw != "" {
+			s.flags.rw = []string{rw}
+		}
+		scratch := s.scratch()
+		o, err := s.options(scratch.Dirs())
+		require.NoError(t, err)
+		assert.Equal(t, s.flags.rw, o.Root.Writable, "nothing but what was asked for")
+		s.warnLeft(scratch.Left(), o.Root.Writable)
+		assert.Equal(t, says, stderr.String(), rw)
+	}
 }

@@ -24,9 +24,9 @@ func within(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
-// covers says whether what is writable below dir is writable below path: all of it but
+// Covers says whether what is writable below dir is writable below path: all of it but
 // what is the guest's own is below "/".
-func covers(dir, path string) bool {
+func Covers(dir, path string) bool {
 	if dir == "/" && path != "/" {
 		return !within(path, runDir) && !within(path, shmDir)
 	}
@@ -39,7 +39,7 @@ func Outermost(dirs []string) []string {
 	slices.Sort(dirs)
 	var out []string
 	for _, d := range dirs {
-		if !slices.ContainsFunc(out, func(o string) bool { return covers(o, d) }) {
+		if !slices.ContainsFunc(out, func(o string) bool { return Covers(o, d) }) {
 			out = append(out, d)
 		}
 	}
@@ -105,7 +105,7 @@ func (r *Root) split() (writable, visible []wire.Text, beside []sharedDir, err e
 		switch {
 		case !host || !within(dir, runDir) && !within(dir, shmDir):
 			return nil, nil, nil, refuse("%s can't be made visible: it is not below %s or %s", dir, runDir, shmDir)
-		case slices.ContainsFunc(r.Writable, func(w string) bool { return covers(w, dir) }):
+		case slices.ContainsFunc(r.Writable, func(w string) bool { return Covers(w, dir) }):
 		case within(dir, shmDir):
 			beside = append(beside, sharedDir{dir, true})
 		default:

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -108,6 +109,7 @@ func (r *mainRun) run() int {
 	dirs, err := realDirs(append(scratch.Dirs(), r.root().Writable...))
 	if err == nil {
 		r.root().Writable = dirs
+		r.warnLeft(scratch.Left())
 		err = r.openShares()
 	}
 	if err != nil {
@@ -204,6 +206,16 @@ func (r *mainRun) prepare() error {
 // scratch are the directories that the tests leave something in for their caller.
 func (r *mainRun) scratch() *gotest.Scratch {
 	return gotest.New(r.args, r.getenv("GOCOVERDIR"), harness.OwnOf)
+}
+
+// warnLeft names the directories that results are lost in, unless the option Writable makes
+// them writable.
+func (r *mainRun) warnLeft(left []string) {
+	for _, dir := range left {
+		if !slices.ContainsFunc(r.root().Writable, func(w string) bool { return harness.Covers(w, dir) }) {
+			r.say("warning: the profile or coverage in %s will be gone with the guest: a directory as wide as the user's home is not made writable without the option Writable", dir)
+		}
+	}
 }
 
 // once boots the machine, runs the tests and takes the machine down. fill says that the

@@ -133,8 +133,8 @@ func ShareReadOnly(dir, at string) Option {
 
 // Writable names directories of this host whose changes in the guest are made here: the
 // guest's other changes vanish with it. It adds up. Of Main's machine those that `go test`
-// wants something back from always are. One that can't be made writable in the guest is an
-// error of its commands, and of Start.
+// wants something back from always are, but not the user's home or what contains it. One
+// that can't be made writable in the guest is an error of its commands, and of Start.
 func Writable(dirs ...string) Option {
 	return func(c *config) {
 		r := c.root()

@@ -229,6 +229,19 @@ func TestMainScratch(t *testing.T) {
 	s := r.scratch()
 	defer s.Remove()
 	assert.Equal(t, []string{dir}, s.Dirs())
+
+	for _, w := range []struct{ writable, says string }{
+		{"/", ""},
+		{dir, ""},
+		{"/srv", "vmtest: warning: the profile or coverage in " + dir + " will be gone with the guest: " +
+			"a directory as wide as the user's home is not made writable without the option Writable\n"},
+	} {
+		var stderr strings.Builder
+		r := newMainRun(nil)
+		r.stderr, r.root().Writable = &stderr, []string{w.writable}
+		r.warnLeft([]string{dir})
+		assert.Equal(t, w.says, stderr.String(), w.writable)
+	}
 }
 
 // TestMainEnding: the exit code of how the tests ended, and what is said.

@@ -7,9 +7,9 @@ import (
 
 var (
 	// fileFlags name files that "go test" wants to have back, below -test.outputdir
-	// or the working directory, and dirFlags directories.
+	// or the working directory, and dirFlags other directories.
 	fileFlags = []string{"coverprofile", "cpuprofile", "memprofile", "blockprofile", "mutexprofile", "trace", "testlogfile"}
-	dirFlags  = []string{"gocoverdir", "fuzzcachedir", "outputdir", "artifactsdir"}
+	dirFlags  = []string{"gocoverdir", "fuzzcachedir", "artifactsdir"}
 	// boolFlags have no value behind them, and are true; those that are not here have one.
 	boolFlags = []string{"artifacts", "benchmem", "failfast", "fullpath", "fuzzworker", "paniconexit0", "short", "v"}
 )

@@ -112,6 +112,45 @@ func TestScratchOfFuzzing(t *testing.T) {
 	assert.FileExists(t, "testdata")
 }
 
+// TestScratchThatIsTooMuch: a profile is no reason to make a home writable.
+func TestScratchThatIsTooMuch(t *testing.T) {
+	top, err := filepath.EvalSymlinks(t.TempDir())
+	require.NoError(t, err)
+	home, work := filepath.Join(top, "home"), filepath.Join(top, "home", "work")
+	require.NoError(t, os.MkdirAll(work, 0o777))
+	require.NoError(t, os.Symlink(home, filepath.Join(top, "link")))
+	t.Chdir(home)
+	for name, tc := range map[string]struct {
+		home  string
+		args  []string
+		cover string
+		want  []string
+		left  []string
+	}{
+		"a profile":              {home, []string{"-test.trace=" + home + "/t"}, "", nil, []string{home}},
+		"a profile around it":    {home, []string{"-test.trace=" + top + "/t"}, "", nil, []string{top}},
+		"a profile at the top":   {home, []string{"-test.trace=/t"}, "", nil, []string{"/"}},
+		"a profile below it":     {home, []string{"-test.trace=" + work + "/t"}, "", []string{work}, nil},
+		"by links":               {top + "/link", []string{"-test.trace=../link/t"}, "", nil, []string{home}},
+		"two":                    {home, []string{"-test.trace=t", "-test.cpuprofile=c"}, "", nil, []string{home}},
+		"coverage":               {home, []string{"-test.gocoverdir=" + top}, home, nil, []string{home, top}},
+		"of go test in it":       {home, []string{"-test.trace=t", "-test.outputdir=" + home}, "", nil, []string{home}},
+		"nothing goes there":     {home, []string{"-test.trace=" + work + "/t", "-test.outputdir=" + home}, "", []string{work}, nil},
+		"artifacts are narrower": {home, []string{"-test.artifacts=true", "-test.outputdir=" + home}, "", []string{home + "/_artifacts"}, nil},
+		"no home":                {"", []string{"-test.trace=t"}, "", []string{home}, nil},
+		"a home that is none":    {"home", []string{"-test.trace=t"}, "", []string{home}, nil},
+		"a home that is missing": {top + "/missing", []string{"-test.trace=" + top + "/t"}, "", nil, []string{top}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("HOME", tc.home)
+			s := New(append([]string{"p"}, tc.args...), tc.cover, devices)
+			assert.Equal(t, tc.want, s.Dirs())
+			assert.Equal(t, tc.left, s.Left())
+			s.Remove()
+		})
+	}
+}
+
 // TestScratchIsMade: what a test binary makes for itself has to be there before the guest
 // is, and is gone if nothing came of it.
 func TestScratchIsMade(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // fuzzDir is where a test binary writes an input that makes a fuzz test fail, below its
@@ -21,7 +22,9 @@ const artifactsDir = "_artifacts"
 // Scratch are directories that have to be writable for a test binary.
 type Scratch struct {
 	own  func(dir string) string
+	home string // absolute, "" if it is not known
 	dirs []string
+	left []string
 	made []string // by New, to be removed if nothing is in them; innermost first
 }
 
@@ -36,13 +39,18 @@ type Scratch struct {
 //
 // own gives the directory of the guest's own that contains a clean absolute path, "" if
 // none does: what is in one, such as /dev/null, is left out too, and so is every file that
-// is there and not a regular one.
+// is there and not a regular one. The user's home, and what contains it, is never
+// writable for a file in it: Left has these.
 func New(args []string, coverDir string, own func(dir string) string) *Scratch {
-	s := &Scratch{own: own}
+	s := &Scratch{own: own, home: home()}
 	s.add(coverDir)
 	flags := Flags(args)
 	for _, name := range dirFlags {
 		s.add(flags[name])
+	}
+	// "go test" names its own directory for any profile: what goes there says so below.
+	if dir := s.find(flags["outputdir"]); dir != "" && !s.tooMuch(dir) {
+		s.add(dir)
 	}
 	for _, name := range fileFlags {
 		file := flags[name]
@@ -70,6 +78,18 @@ func New(args []string, coverDir string, own func(dir string) string) *Scratch {
 	return s
 }
 
+// home is the user's home directory without links, "" if there is none.
+func home() string {
+	dir, err := os.UserHomeDir()
+	if err != nil || !filepath.IsAbs(dir) {
+		return ""
+	}
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		return real
+	}
+	return filepath.Clean(dir)
+}
+
 func isDir(name string) bool {
 	info, err := os.Stat(name)
 	return err == nil && info.IsDir()
@@ -78,21 +98,42 @@ func isDir(name string) bool {
 // Dirs are the directories: absolute, without links, each once.
 func (s *Scratch) Dirs() []string { return slices.Clone(s.dirs) }
 
-// add notes a directory, if it is one.
-func (s *Scratch) add(dir string) {
+// Left are the directories that something is to be written in, and that are too much to be
+// writable because of that; as Dirs.
+func (s *Scratch) Left() []string { return slices.Clone(s.left) }
+
+// find is what the guest sees under the name of a directory, which is what it leads to; ""
+// if that is no directory, or one of the guest's own.
+func (s *Scratch) find(dir string) string {
 	if dir == "" {
-		return
+		return ""
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
+		return ""
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil || !isDir(dir) || s.own(dir) != "" {
+		return ""
+	}
+	return dir
+}
+
+// tooMuch says whether dir is the user's home, or contains it.
+func (s *Scratch) tooMuch(dir string) bool {
+	return dir == "/" || s.home == dir || strings.HasPrefix(s.home, dir+"/")
+}
+
+// add notes a directory, if it is one.
+func (s *Scratch) add(dir string) {
+	if dir = s.find(dir); dir == "" {
 		return
 	}
-	// What the guest sees under this name is what it leads to.
-	if dir, err = filepath.EvalSymlinks(dir); err != nil {
-		return
+	list := &s.dirs
+	if s.tooMuch(dir) {
+		list = &s.left
 	}
-	if isDir(dir) && dir != "/" && s.own(dir) == "" && !slices.Contains(s.dirs, dir) {
-		s.dirs = append(s.dirs, dir)
+	if !slices.Contains(*list, dir) {
+		*list = append(*list, dir)
 	}
 }
 
