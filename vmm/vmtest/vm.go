@@ -182,14 +182,13 @@ func (v *VM) CopyIn(from, to string) {
 	v.check(g.CopyIn(v.ctx, to, f, info.Mode()))
 }
 
-// CopyOut copies a file of the guest to this host. One that is there is written over.
+// CopyOut copies a file of the guest to this host. One that is there is replaced when all of
+// the new one has come, and keeps its mode; what is there and no regular file, as a link or a
+// FIFO, is written to from the first byte on.
 func (v *VM) CopyOut(from, to string) {
 	v.t.Helper()
 	g := v.agent()
-	f, err := os.Create(to)
-	v.check(err)
-	err = g.CopyOut(v.ctx, f, from)
-	v.check(errors.Join(err, f.Close()))
+	v.check(replace(to, func(w io.Writer) error { return g.CopyOut(v.ctx, w, from) }))
 }
 
 func (v *VM) check(err error) {
