@@ -15,7 +15,7 @@ import (
 //
 // Unlike Archive's, the executable may need an interpreter and shared libraries, as
 // a test with the race detector does: they are looked for as this machine's own
-// loader does, and packed. ErrLibrary names what is missing.
+// loader does, with this process's LD_LIBRARY_PATH, and packed. ErrLibrary names what is missing.
 func AgentArchive(exe string, config wire.Config) (*Initramfs, error) {
 	i := new(Initramfs)
 	if err := i.addAgent(exe, config); err != nil {

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -30,8 +31,9 @@ var anyLoaderDirs = []string{"/lib", "/lib64", "/usr/lib", "/usr/lib64"}
 const maxLibraries = 512
 
 // addLibraries adds what an executable is loaded with, at the places where it is
-// found here. The guest has no /etc/ld.so.cache: a library that is only found by that
-// gets links where every loader looks.
+// found here. The guest has neither /etc/ld.so.cache nor LD_LIBRARY_PATH, and $ORIGIN is
+// elsewhere for what is loaded by another name, as /init is: a library that loaders don't
+// find without these gets links where every one looks.
 func (i *Initramfs) addLibraries(a *initramfs.Archive, exe string) error {
 	interp, err := interpreter(exe)
 	if err != nil || interp == "" {
@@ -41,6 +43,13 @@ func (i *Initramfs) addLibraries(a *initramfs.Archive, exe string) error {
 		return fmt.Errorf("%w: its interpreter %s: %w", ErrLibrary, interp, err)
 	}
 	l := newLoader(systemFS{})
+	l.path = os.Getenv("LD_LIBRARY_PATH")
+	if real, err := filepath.EvalSymlinks(exe); err == nil {
+		l.program = real
+	}
+	// A loader of no distribution's may look only where it lies itself.
+	own := filepath.Dir(interp)
+	l.dirs = append(slices.Clone(l.dirs), own)
 	libs, err := l.closure(exe, interp)
 	if err != nil {
 		return err
@@ -49,10 +58,10 @@ func (i *Initramfs) addLibraries(a *initramfs.Archive, exe string) error {
 		if err := i.addLibrary(a, lib.path, lib.path); err != nil {
 			return err
 		}
-		if slices.Contains(loaderDirs, filepath.Dir(lib.path)) || lib.listed {
+		if !lib.linked {
 			continue
 		}
-		for _, dir := range anyLoaderDirs {
+		for _, dir := range slices.Concat(anyLoaderDirs, []string{own}) {
 			if name := filepath.Join(dir, lib.name); !a.Has(name) {
 				if err := a.Symlink(name, lib.path); err != nil {
 					return err
@@ -96,14 +105,16 @@ func interpreter(exe string) (string, error) {
 // library is a shared library that was found.
 type library struct {
 	name, path string
-	listed     bool // by the object that needs it: RPATH, RUNPATH, or a name with a slash
+	linked     bool // the guest's loader may not look where it is
 }
 
 // loader finds shared libraries as ld.so(8) does.
 type loader struct {
-	files  fileSystem
-	cached map[string]string // by name
-	dirs   []string
+	files   fileSystem
+	cached  map[string]string // by name
+	dirs    []string
+	path    string // LD_LIBRARY_PATH
+	program string // where the executable lies, if its name does not say so
 }
 
 // fileSystem is what a loader looks at.
@@ -137,6 +148,8 @@ func (l *loader) closure(exe, interp string) ([]library, error) {
 	if err != nil {
 		return nil, err
 	}
+	program := cmp.Or(l.program, exe)
+	path := environment(l.path, program)
 	type user struct {
 		object
 		path   string
@@ -144,7 +157,7 @@ func (l *loader) closure(exe, interp string) ([]library, error) {
 	}
 	var libs []library
 	seen := map[string]bool{filepath.Base(interp): true}
-	queue := []user{{o, exe, origin(o.rpath, exe)}}
+	queue := []user{{o, program, origin(o.rpath, program)}}
 	for len(queue) > 0 {
 		u := queue[0]
 		queue = queue[1:]
@@ -153,13 +166,14 @@ func (l *loader) closure(exe, interp string) ([]library, error) {
 				continue
 			}
 			seen[name] = true
-			var listed []string
+			// What a loader looks at before its cache, in this order.
+			var dirs []string
 			if len(u.runpath) > 0 {
-				listed = origin(u.runpath, u.path)
+				dirs = append(slices.Clone(path), origin(u.runpath, u.path)...)
 			} else {
-				listed = u.rpaths
+				dirs = append(slices.Clone(u.rpaths), path...)
 			}
-			lib, o, err := l.find(name, listed)
+			lib, o, err := l.find(name, dirs)
 			if err != nil {
 				return nil, fmt.Errorf("%w: %s, which %s needs", ErrLibrary, name, u.path)
 			}
@@ -172,45 +186,64 @@ func (l *loader) closure(exe, interp string) ([]library, error) {
 	return libs, nil
 }
 
-// find finds a library. What is not for this machine is passed over.
-func (l *loader) find(name string, listed []string) (library, object, error) {
+// find finds a library, in dirs first. What is not for this machine is passed over.
+func (l *loader) find(name string, dirs []string) (library, object, error) {
 	if strings.Contains(name, "/") {
 		o, err := l.files.Object(name)
-		return library{name, name, true}, o, err
+		return library{name, name, false}, o, err
 	}
-	for _, dir := range listed {
+	for _, dir := range dirs {
 		path := filepath.Join(dir, name)
 		if o, err := l.files.Object(path); err == nil {
 			return library{name, path, true}, o, nil
 		}
 	}
+	usual := func(path string) library {
+		return library{name, path, !slices.Contains(loaderDirs, filepath.Dir(path))}
+	}
 	if path, ok := l.cached[name]; ok {
 		if o, err := l.files.Object(path); err == nil {
-			return library{name, path, false}, o, nil
+			return usual(path), o, nil
 		}
 	}
 	for _, dir := range l.dirs {
 		path := filepath.Join(dir, name)
 		if o, err := l.files.Object(path); err == nil {
-			return library{name, path, false}, o, nil
+			return usual(path), o, nil
 		}
 	}
 	return library{}, object{}, fs.ErrNotExist
 }
 
-// origin puts the object's directory where a list says so.
+// environment are the directories of LD_LIBRARY_PATH for a program. One without a name is
+// the working directory.
+func environment(list, program string) (dirs []string) {
+	if list == "" {
+		return nil
+	}
+	for _, d := range expand(strings.Split(strings.ReplaceAll(list, ";", ":"), ":"), program) {
+		if abs, err := filepath.Abs(d); err == nil {
+			dirs = append(dirs, abs)
+		}
+	}
+	return dirs
+}
+
+// origin are the directories of the list of an object, those with absolute names.
 func origin(list []string, path string) []string {
+	return slices.DeleteFunc(expand(list, path), func(d string) bool { return !filepath.IsAbs(d) })
+}
+
+// expand puts the object's directory where a list says so.
+func expand(list []string, path string) (out []string) {
 	dir := filepath.Dir(path)
 	if abs, err := filepath.Abs(dir); err == nil {
 		dir = abs
 	}
-	var out []string
+	words := strings.NewReplacer("$ORIGIN", dir, "${ORIGIN}", dir, "$LIB", "lib64", "${LIB}", "lib64",
+		"$PLATFORM", "x86_64", "${PLATFORM}", "x86_64")
 	for _, d := range list {
-		d = strings.NewReplacer("$ORIGIN", dir, "${ORIGIN}", dir, "$LIB", "lib64", "${LIB}", "lib64",
-			"$PLATFORM", "x86_64", "${PLATFORM}", "x86_64").Replace(d)
-		if filepath.IsAbs(d) {
-			out = append(out, d)
-		}
+		out = append(out, words.Replace(d))
 	}
 	return out
 }

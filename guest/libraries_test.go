@@ -89,6 +89,69 @@ func TestAgentArchive(t *testing.T) {
 	assert.Equal(t, "vole guest: this process is not PID 1 of a guest of vole's, so it does nothing\n", string(out))
 }
 
+// TestAgentArchiveOfEnvironment: in the guest there is no LD_LIBRARY_PATH, and the program
+// lies elsewhere.
+func TestAgentArchiveOfEnvironment(t *testing.T) {
+	if _, err := exec.LookPath("gcc"); err != nil {
+		t.Skip("needs gcc")
+	}
+	dir := t.TempDir()
+	for _, d := range []string{"env", "app/lib"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(dir, d), 0o755))
+	}
+	gcc := func(source string, args ...string) {
+		t.Helper()
+		cmd := exec.Command("gcc", append([]string{"-x", "c", "-", "-Wl,--no-as-needed"}, args...)...)
+		cmd.Dir, cmd.Stdin = dir, strings.NewReader(source)
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	// liba is found by LD_LIBRARY_PATH alone, libb beside it, and libc by the program.
+	gcc("int b(void) { return 4; }", "-shared", "-fPIC", "-o", "env/libvoleb.so")
+	gcc("int b(void); int a(void) { return b() + 2; }", "-shared", "-fPIC", "-o", "env/libvolea.so", "-Lenv", "-lvoleb", "-Wl,-rpath,$ORIGIN")
+	gcc("int c(void) { return 1; }", "-shared", "-fPIC", "-o", "app/lib/libvolec.so")
+	program := func(args ...string) {
+		gcc("int a(void); int c(void); int main(void) { return a() + c(); }", append(args, "-o", "app/exe", "-Lenv", "-Lapp/lib", "-lvolea", "-lvolec",
+			"-Wl,-rpath,$ORIGIN/lib", "-Wl,-rpath-link,env")...)
+	}
+	program()
+	exe := filepath.Join(dir, "app/exe")
+	usual, err := interpreter(exe)
+	require.NoError(t, err)
+	// One in a directory of its own, as Nix has it.
+	text, err := os.ReadFile(usual)
+	require.NoError(t, err)
+	loader := filepath.Join(dir, "loader", filepath.Base(usual))
+	require.NoError(t, os.Mkdir(filepath.Dir(loader), 0o755))
+	require.NoError(t, os.WriteFile(loader, text, 0o755))
+	program("-Wl,--dynamic-linker=" + loader)
+	_, err = AgentArchive(exe, wire.Config{})
+	require.ErrorIs(t, err, ErrLibrary)
+
+	t.Setenv("LD_LIBRARY_PATH", "/nowhere:"+filepath.Join(dir, "env"))
+	// As vole names itself, the program is a link.
+	link := filepath.Join(t.TempDir(), "exe")
+	require.NoError(t, os.Symlink(exe, link))
+	i, err := AgentArchive(link, wire.Config{})
+	require.NoError(t, err)
+	defer i.Close()
+	root := unpack(t, i)
+	for _, name := range []string{"libvolea.so", "libvoleb.so", "libvolec.so"} {
+		_, err := os.Lstat(filepath.Join(root, filepath.Dir(loader), name))
+		assert.NoError(t, err)
+	}
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	cmd := exec.Command("/init")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
+	cmd.Dir, cmd.Env = "/", []string{}
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	require.ErrorAs(t, err, &exit, "%s", out)
+	assert.Equal(t, 7, exit.ExitCode(), "%s", out)
+}
+
 func TestAgentArchiveFails(t *testing.T) {
 	_, err := AgentArchive("/nonexistent", wire.Config{})
 	require.ErrorIs(t, err, fs.ErrNotExist)
@@ -132,35 +195,57 @@ func needs(names ...string) object { return object{needed: names} }
 func TestLoader(t *testing.T) {
 	const interp = "/lib64/ld-linux-x86-64.so.2"
 	cache := cacheOf([][2]string{{"libx.so", "/opt/cached/libx.so"}, {"libgone.so", "/gone/libgone.so"}})
+	here, err := os.Getwd()
+	require.NoError(t, err)
 	for _, c := range []struct {
 		name    string
 		objects map[string]object
 		files   map[string]string
 		want    []library
 		missing string
+		env     string
 	}{
-		{"none", map[string]object{"/app/exe": {}}, nil, nil, ""},
-		{"the interpreter's own name", map[string]object{"/app/exe": needs("ld-linux-x86-64.so.2")}, nil, nil, ""},
+		{"none", map[string]object{"/app/exe": {}}, nil, nil, "", ""},
+		{"the interpreter's own name", map[string]object{"/app/exe": needs("ld-linux-x86-64.so.2")}, nil, nil, "", ""},
 		{"usual directory", map[string]object{"/app/exe": needs("libx.so"), "/usr/lib/libx.so": {}}, nil,
-			[]library{{"libx.so", "/usr/lib/libx.so", false}}, ""},
+			[]library{{"libx.so", "/usr/lib/libx.so", false}}, "", ""},
 		{"the cache comes first", map[string]object{"/app/exe": needs("libx.so"), "/lib/libx.so": {}, "/opt/cached/libx.so": {}},
-			map[string]string{"/etc/ld.so.cache": cache}, []library{{"libx.so", "/opt/cached/libx.so", false}}, ""},
+			map[string]string{"/etc/ld.so.cache": cache}, []library{{"libx.so", "/opt/cached/libx.so", true}}, "", ""},
 		{"the cache is out of date", map[string]object{"/app/exe": needs("libgone.so"), "/lib/libgone.so": {}},
-			map[string]string{"/etc/ld.so.cache": cache}, []library{{"libgone.so", "/lib/libgone.so", false}}, ""},
+			map[string]string{"/etc/ld.so.cache": cache}, []library{{"libgone.so", "/lib/libgone.so", false}}, "", ""},
 		{"ld.so.conf without a cache", map[string]object{"/app/exe": needs("libx.so"), "/opt/b/libx.so": {}},
 			map[string]string{"/etc/ld.so.conf": "# no\n/opt/a\ninclude ld.so.conf.d/*.conf\n", "/etc/ld.so.conf.d/b.conf": "/opt/b # yes\n"},
-			[]library{{"libx.so", "/opt/b/libx.so", false}}, ""},
+			[]library{{"libx.so", "/opt/b/libx.so", true}}, "", ""},
 		{"runpath", map[string]object{"/app/exe": {needed: []string{"libx.so"}, runpath: []string{"$ORIGIN/lib", "relative"}}, "/app/lib/libx.so": needs("liby.so"), "/lib/liby.so": {}, "/app/lib/liby.so": {}}, nil,
-			[]library{{"libx.so", "/app/lib/libx.so", true}, {"liby.so", "/lib/liby.so", false}}, ""},
+			[]library{{"libx.so", "/app/lib/libx.so", true}, {"liby.so", "/lib/liby.so", false}}, "", ""},
 		{"rpath goes on", map[string]object{"/app/exe": {needed: []string{"libx.so"}, rpath: []string{"${ORIGIN}/lib"}}, "/app/lib/libx.so": needs("liby.so"), "/app/lib/liby.so": {}}, nil,
-			[]library{{"libx.so", "/app/lib/libx.so", true}, {"liby.so", "/app/lib/liby.so", true}}, ""},
-		{"a path", map[string]object{"/app/exe": needs("/x/liby.so"), "/x/liby.so": {}}, nil, []library{{"/x/liby.so", "/x/liby.so", true}}, ""},
+			[]library{{"libx.so", "/app/lib/libx.so", true}, {"liby.so", "/app/lib/liby.so", true}}, "", ""},
+		{"a path", map[string]object{"/app/exe": needs("/x/liby.so"), "/x/liby.so": {}}, nil, []library{{"/x/liby.so", "/x/liby.so", false}}, "", ""},
 		{"a circle", map[string]object{"/app/exe": needs("liba.so"), "/lib/liba.so": needs("libb.so"), "/lib/libb.so": needs("liba.so")}, nil,
-			[]library{{"liba.so", "/lib/liba.so", false}, {"libb.so", "/lib/libb.so", false}}, ""},
-		{"missing", map[string]object{"/app/exe": needs("liba.so"), "/lib/liba.so": needs("libnone.so")}, nil, nil, "libnone.so, which /lib/liba.so needs"},
+			[]library{{"liba.so", "/lib/liba.so", false}, {"libb.so", "/lib/libb.so", false}}, "", ""},
+		{"missing", map[string]object{"/app/exe": needs("liba.so"), "/lib/liba.so": needs("libnone.so")}, nil, nil, "libnone.so, which /lib/liba.so needs", ""},
+		{"the environment, before the cache", map[string]object{"/app/exe": needs("libx.so"), "/env/b/libx.so": {}, "/opt/cached/libx.so": {}},
+			map[string]string{"/etc/ld.so.cache": cache}, []library{{"libx.so", "/env/b/libx.so", true}}, "", "/env/a:/env/b"},
+		{"the environment, before RUNPATH", map[string]object{"/app/exe": {needed: []string{"libx.so"}, runpath: []string{"/run"}}, "/run/libx.so": {}, "/env/libx.so": {}}, nil,
+			[]library{{"libx.so", "/env/libx.so", true}}, "", "/env"},
+		{"the environment, after RPATH", map[string]object{"/app/exe": {needed: []string{"libx.so"}, rpath: []string{"/r"}}, "/r/libx.so": {}, "/env/libx.so": {}}, nil,
+			[]library{{"libx.so", "/r/libx.so", true}}, "", "/env"},
+		{"RPATH does not count beside RUNPATH", map[string]object{"/app/exe": {needed: []string{"libx.so"}, rpath: []string{"/r"}, runpath: []string{"/run"}}, "/r/libx.so": {}, "/env/libx.so": {}}, nil,
+			[]library{{"libx.so", "/env/libx.so", true}}, "", "/env"},
+		{"the environment, for all", map[string]object{"/app/exe": needs("libx.so"), "/env/libx.so": needs("liby.so"), "/env/liby.so": {}, "/lib/liby.so": {}}, nil,
+			[]library{{"libx.so", "/env/libx.so", true}, {"liby.so", "/env/liby.so", true}}, "", "/env"},
+		{"an unusual directory of this loader's", map[string]object{"/app/exe": needs("libx.so"), "/usr/lib/x86_64-linux-gnu/libx.so": {}}, nil,
+			[]library{{"libx.so", "/usr/lib/x86_64-linux-gnu/libx.so", true}}, "", "/usr/lib/x86_64-linux-gnu"},
+		{"semicolons and origin", map[string]object{"/app/exe": needs("libx.so"), "/app/lib/libx.so": {}}, nil,
+			[]library{{"libx.so", "/app/lib/libx.so", true}}, "", "/no;$ORIGIN/lib"},
+		{"a relative one, and none", map[string]object{"/app/exe": needs("libx.so", "liby.so"), here + "/lib/libx.so": {}, here + "/liby.so": {}}, nil,
+			[]library{{"libx.so", here + "/lib/libx.so", true}, {"liby.so", here + "/liby.so", true}}, "", "lib:"},
+		{"not in the environment", map[string]object{"/app/exe": needs("libnone.so")}, nil, nil, "libnone.so, which /app/exe needs", "/env"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := newLoader(machine{c.objects, c.files}).closure("/app/exe", interp)
+			l := newLoader(machine{c.objects, c.files})
+			l.path = c.env
+			got, err := l.closure("/app/exe", interp)
 			if c.missing != "" {
 				require.ErrorIs(t, err, ErrLibrary)
 				require.ErrorContains(t, err, c.missing)
