@@ -57,7 +57,7 @@ const DefaultKeep = 16
 // Modules returns the archive with the modules names of the modules directory dir,
 // and all that they need. An archive of before is used if nothing has changed since in
 // the directory's index and in the files of the modules in it. Errors are those of
-// [OpenModules] and [ModuleDir.Select].
+// [OpenModules], [ModuleDir.Select] and [Archive.AddModules].
 func (c Cache) Modules(dir string, opt SelectOptions, names ...string) (*ModuleArchive, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {

@@ -38,7 +38,7 @@ type SelectOptions struct {
 // written with dashes or underscores, with ".ko", or be an alias that
 // modules.alias has. It fails with ErrNoModule for a module that is missing,
 // naming who needs it, ErrModuleCycle, or, where modules have to be opened to
-// see what they need, ErrModule.
+// see what they need, ErrModule, also if they are too large for AddModules.
 func (d *ModuleDir) Select(opt SelectOptions, names ...string) (Selection, error) {
 	w := walker{
 		dir:      d,
@@ -47,6 +47,7 @@ func (d *ModuleDir) Select(opt SelectOptions, names ...string) (Selection, error
 		state:    make(map[string]visit),
 		builtin:  make(map[string]bool),
 		absent:   make(map[string]bool),
+		left:     d.bounds.selected,
 	}
 	for _, name := range opt.Exclude {
 		w.excluded[d.resolve(name)] = true
@@ -78,6 +79,7 @@ type walker struct {
 	load     []Module
 	builtin  map[string]bool
 	absent   map[string]bool
+	left     int64 // bytes of modules that may be read
 }
 
 // need visits the module name, which its user wrote as given.
@@ -167,10 +169,10 @@ func (w *walker) needs(m Module) (depends []string, soft softdep, err error) {
 		}
 		// Only the module itself tells what it needs directly from what
 		// an excluded one needs.
-		depends, _, err = d.readNeeds(m)
+		depends, _, err = w.readNeeds(m)
 		return depends, soft, err
 	}
-	depends, soft, err = d.readNeeds(m)
+	depends, soft, err = w.readNeeds(m)
 	if !w.opt.Softdeps {
 		soft = softdep{}
 	}
@@ -178,14 +180,14 @@ func (w *walker) needs(m Module) (depends []string, soft softdep, err error) {
 }
 
 // readNeeds takes the dependencies out of the module itself.
-func (d *ModuleDir) readNeeds(m Module) (depends []string, soft softdep, err error) {
-	data, err := d.Read(m)
+func (w *walker) readNeeds(m Module) (depends []string, soft softdep, err error) {
+	data, err := w.dir.readSelected(m, &w.left)
 	if err != nil {
 		return nil, softdep{}, err
 	}
 	info, err := modinfo(data)
 	if err != nil {
-		return nil, softdep{}, d.fail("%s: %w: %w", m.Path, ErrModule, err)
+		return nil, softdep{}, w.dir.fail("%s: %w: %w", m.Path, ErrModule, err)
 	}
 	for _, kv := range info {
 		switch kv.key {
@@ -218,11 +220,13 @@ func (d *ModuleDir) resolve(given string) string {
 
 // AddModules adds the selected modules, decompressed, under prefix (for example
 // "lib/modules/6.1.0") with the paths that they have in d. It returns their
-// names in the archive in load order.
+// names in the archive in load order. It fails with ErrModule if one can't be read, or if
+// they have more than 512 MiB together, which the archive keeps in memory.
 func (a *Archive) AddModules(d *ModuleDir, sel Selection, prefix string) ([]string, error) {
 	var names []string
+	left := d.bounds.selected
 	for _, m := range sel.Load {
-		data, err := d.Read(m)
+		data, err := d.readSelected(m, &left)
 		if err != nil {
 			return nil, err
 		}

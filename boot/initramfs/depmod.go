@@ -116,10 +116,12 @@ func (d *ModuleDir) readAll(ctx context.Context, list []Module, progress func(do
 			progress(ended, len(list))
 		}
 	}
-	for range min(runtime.GOMAXPROCS(0), len(list)) {
+	readers := min(runtime.GOMAXPROCS(0), len(list))
+	r := newReading(d.bounds, readers)
+	for range readers {
 		wg.Go(func() {
 			for m, ok := take(); ok; m, ok = take() {
-				f, err := d.readFacts(m)
+				f, err := d.readFacts(ctx, m, r)
 				give(m, f, err)
 			}
 		})
@@ -128,9 +130,33 @@ func (d *ModuleDir) readAll(ctx context.Context, list []Module, progress func(do
 	return facts, first
 }
 
-func (d *ModuleDir) readFacts(m Module) (moduleFacts, error) {
+// reading bounds what all readers have in memory together: each as much as there is room
+// for, and one at a time a module that takes more.
+type reading struct {
+	small, window int64         // bytes of data, and of what decompression looks back at
+	large         chan struct{} // holds who takes more
+}
+
+func newReading(b bounds, readers int) *reading {
+	small := min((b.reading-b.module)/int64(max(readers, 1)), b.module)
+	return &reading{small, min(max(small, minWindow), maxWindow), make(chan struct{}, 1)}
+}
+
+func (d *ModuleDir) readFacts(ctx context.Context, m Module, r *reading) (moduleFacts, error) {
 	var f moduleFacts
-	data, err := d.Read(m)
+	data, err := d.read(m, r.small, r.window)
+	if needsMore(err) {
+		select {
+		case r.large <- struct{}{}:
+			defer func() { <-r.large }()
+		case <-ctx.Done():
+			return f, ctx.Err()
+		}
+		if err := ctx.Err(); err != nil {
+			return f, err
+		}
+		data, err = d.Read(m)
+	}
 	if err != nil {
 		return f, err
 	}

@@ -5,13 +5,20 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io/fs"
+	"math/rand/v2"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
+	"testing/synctest"
+	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"github.com/ulikunitz/xz"
 )
 
 // search looks a key up in an encoded trie as modprobe does.
@@ -208,6 +215,143 @@ func TestIndexesRefuse(t *testing.T) {
 		_, err = d.Indexes(ctx, nil)
 		assert.ErrorIs(t, err, context.Canceled)
 	})
+}
+
+// watchedFS knows how many files are open of which more than large bytes were read.
+type watchedFS struct {
+	fs.FS
+	large   int
+	now     atomic.Int64
+	most    atomic.Int64
+	reached func()
+}
+
+func (w *watchedFS) Open(name string) (fs.File, error) {
+	f, err := w.FS.Open(name)
+	if err != nil || !strings.Contains(name, ".ko") {
+		return f, err
+	}
+	return &watchedFile{f, w, 0}, nil
+}
+
+type watchedFile struct {
+	fs.File
+	fs    *watchedFS
+	total int
+}
+
+func (f *watchedFile) Read(p []byte) (int, error) {
+	n, err := f.File.Read(p)
+	before := f.total
+	if f.total += n; before <= f.fs.large && f.total > f.fs.large {
+		now := f.fs.now.Add(1)
+		for most := f.fs.most.Load(); now > most && !f.fs.most.CompareAndSwap(most, now); {
+			most = f.fs.most.Load()
+		}
+		f.fs.reached()
+	}
+	return n, err
+}
+
+func (f *watchedFile) Close() error {
+	if f.total > f.fs.large {
+		f.fs.now.Add(-1)
+	}
+	return f.File.Close()
+}
+
+// TestIndexesReadWithinBounds: large modules are read one after the other, whatever the
+// number of readers.
+func TestIndexesReadWithinBounds(t *testing.T) {
+	const readers, small = 4, 64 << 10
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(readers))
+	random := rand.NewChaCha8([32]byte{})
+	// What can't be packed is read from its file as it is unpacked, or some 40 KiB before.
+	noise := func(n int) []byte {
+		ko := bomb(n, "depends=")
+		_, _ = random.Read(ko[len(koFile("depends=")):])
+		return ko
+	}
+	files := fstest.MapFS{}
+	for i := range 2 * readers {
+		files[fmt.Sprintf("plain%d.ko", i)] = file(noise(200 << 10))
+		files[fmt.Sprintf("packed%d.ko.gz", i)] = file(gz(t, noise(200<<10)))
+		files[fmt.Sprintf("small%d.ko.gz", i)] = file(gz(t, noise(20<<10)))
+	}
+	within := bounds{module: 256 << 10, reading: 256<<10 + readers*small}
+
+	t.Run("read", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			// When this time is over all others have gone as far as they may.
+			w := &watchedFS{FS: files, large: small + 48<<10, reached: func() { time.Sleep(time.Second) }}
+			d, err := NewModuleDir(w, "R")
+			require.NoError(t, err)
+			d.bounds = within
+			got, err := d.Indexes(t.Context(), nil)
+			require.NoError(t, err)
+			assert.Equal(t, len(files), bytes.Count(got["modules.dep"], []byte("\n")))
+			assert.EqualValues(t, 1, w.most.Load(), "large modules at once")
+		})
+	})
+	t.Run("ended", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			w := &watchedFS{FS: files, large: small + 48<<10}
+			read := 0
+			w.reached = func() { time.Sleep(time.Second); cancel(); read++ }
+			d, err := NewModuleDir(w, "R")
+			require.NoError(t, err)
+			d.bounds = within
+			_, err = d.Indexes(ctx, nil)
+			require.ErrorIs(t, err, context.Canceled)
+			assert.Equal(t, 1, read, "nobody goes on to the next one")
+		})
+	})
+	t.Run("too large", func(t *testing.T) {
+		d, err := NewModuleDir(files, "R")
+		require.NoError(t, err)
+		d.bounds = bounds{module: 100 << 10, reading: 100<<10 + readers*small}
+		_, err = d.Indexes(t.Context(), nil)
+		require.ErrorIs(t, err, ErrModule)
+		require.ErrorIs(t, err, errTooLarge)
+		assert.ErrorContains(t, err, "more than 102400 bytes")
+	})
+}
+
+// TestWindowsAreBounded: what takes much memory to unpack is read like what is large.
+func TestWindowsAreBounded(t *testing.T) {
+	var b bytes.Buffer
+	z, err := zstd.NewWriter(&b, zstd.WithWindowSize(32<<20))
+	require.NoError(t, err)
+	_, err = z.Write(koFile("depends=", "alias=z"))
+	require.NoError(t, err)
+	require.NoError(t, z.Flush()) // or its window would be as small as it is
+	require.NoError(t, z.Close())
+	var x bytes.Buffer
+	w, err := xz.WriterConfig{DictCap: 32 << 20}.NewWriter(&x)
+	require.NoError(t, err)
+	_, err = w.Write(koFile("depends=", "alias=x"))
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	for suffix, data := range map[string][]byte{".zst": b.Bytes(), ".xz": x.Bytes()} {
+		_, err := decompress(suffix, bytes.NewReader(data), maxModule, minWindow)
+		require.Error(t, err)
+		assert.True(t, needsMore(err), "%s: %v", suffix, err)
+		got, err := decompress(suffix, bytes.NewReader(data), maxModule, maxWindow)
+		require.NoError(t, err)
+		assert.Equal(t, koFile("depends=", "alias="+suffix[1:2]), got)
+	}
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(64))
+	files := fstest.MapFS{"a.ko.zst": file(b.Bytes()), "b.ko.xz": file(x.Bytes())}
+	for i := range 62 { // as many as there are readers
+		files[fmt.Sprintf("m%d.ko", i)] = file(koFile("depends="))
+	}
+	d, err := NewModuleDir(files, "R")
+	require.NoError(t, err)
+	got, err := d.Indexes(t.Context(), nil)
+	require.NoError(t, err)
+	assert.Contains(t, string(got["modules.alias"]), "alias z a\n")
+	assert.Contains(t, string(got["modules.alias"]), "alias x b\n")
 }
 
 // chain are n modules, each of which needs the one before it.

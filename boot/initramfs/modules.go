@@ -35,8 +35,9 @@ const (
 // ModuleDir is the modules directory of one kernel release, /lib/modules/R. It
 // may be used concurrently.
 type ModuleDir struct {
-	fsys  fs.FS
-	label string // for errors
+	fsys   fs.FS
+	label  string // for errors
+	bounds bounds
 
 	files    map[string]string   // normal name -> path
 	depends  map[string][]string // normal name -> normal names; nil without modules.dep
@@ -72,7 +73,7 @@ func OpenModules(dir string) (*ModuleDir, error) {
 // NewModuleDir is [OpenModules] for any file system; label is what errors call
 // it.
 func NewModuleDir(fsys fs.FS, label string) (*ModuleDir, error) {
-	d := &ModuleDir{fsys: fsys, label: label, files: make(map[string]string)}
+	d := &ModuleDir{fsys: fsys, label: label, bounds: bounds{maxModule, maxSelected, maxReading}, files: make(map[string]string)}
 	if _, err := fs.ReadDir(fsys, "."); err != nil {
 		return nil, d.fail("%w: %w", ErrModulesDir, err)
 	}

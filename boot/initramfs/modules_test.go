@@ -5,8 +5,10 @@ import (
 	"compress/gzip"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -302,6 +304,64 @@ func TestAddModules(t *testing.T) {
 	assert.ErrorIs(t, err, ErrExist)
 }
 
+// bomb is a module of n bytes.
+func bomb(n int, info ...string) []byte {
+	ko := koFile(info...)
+	return append(ko, make([]byte, n-len(ko))...)
+}
+
+// TestSelectionIsBounded: what many modules take together, of which each is small enough.
+func TestSelectionIsBounded(t *testing.T) {
+	files := fstest.MapFS{
+		"a.ko.zst": file(zst(t, bomb(40<<10, "depends=b"))),
+		"b.ko.xz":  file(xzip(t, bomb(40<<10, "depends=c"))),
+		"c.ko.gz":  file(gz(t, bomb(40<<10, "depends="))),
+	}
+	indexed := maps.Clone(files)
+	indexed["modules.dep"] = text("a.ko.zst: b.ko.xz c.ko.gz\nb.ko.xz: c.ko.gz\nc.ko.gz:\n")
+	for name, c := range map[string]struct {
+		files    fs.FS
+		selected int64
+		want     string
+	}{
+		"all fit":              {indexed, 120 << 10, ""},
+		"one byte too many":    {indexed, 120<<10 - 1, "R: a.ko.zst: "},
+		"more than one":        {indexed, 50 << 10, "R: b.ko.xz: "},
+		"nothing left":         {indexed, 80 << 10, "R: a.ko.zst: "},
+		"unindexed, and fit":   {files, 120 << 10, ""},
+		"unindexed, too large": {files, 100 << 10, "R: c.ko.gz: "}, // which is read last
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, err := NewModuleDir(c.files, "R")
+			require.NoError(t, err)
+			d.bounds.selected = c.selected
+			sel, err := d.Select(SelectOptions{}, "a")
+			if err == nil {
+				_, err = new(Archive).AddModules(d, sel, "lib/modules")
+			}
+			if c.want == "" {
+				require.NoError(t, err)
+				return
+			}
+			require.ErrorIs(t, err, ErrModule)
+			require.ErrorIs(t, err, errTooLarge)
+			assert.ErrorContains(t, err, c.want)
+			assert.ErrorContains(t, err, fmt.Sprintf("the modules that are selected have more than %d bytes", c.selected))
+			assert.NotContains(t, err.Error(), "\n")
+		})
+	}
+	t.Run("one that is too large by itself", func(t *testing.T) {
+		d, err := NewModuleDir(indexed, "R")
+		require.NoError(t, err)
+		d.bounds.module = 30 << 10
+		sel, err := d.Select(SelectOptions{}, "a")
+		require.NoError(t, err)
+		_, err = new(Archive).AddModules(d, sel, "lib/modules")
+		require.ErrorIs(t, err, ErrModule)
+		assert.ErrorContains(t, err, "R: c.ko.gz: not a usable kernel module: it is too large: more than 30720 bytes")
+	})
+}
+
 func TestDecompressIsBounded(t *testing.T) {
 	zeroes := make([]byte, 1<<20)
 	for suffix, data := range map[string][]byte{
@@ -311,13 +371,13 @@ func TestDecompressIsBounded(t *testing.T) {
 		".zst": zst(t, zeroes),
 	} {
 		t.Run(suffix, func(t *testing.T) {
-			got, err := decompress(suffix, bytes.NewReader(data), 1<<20)
+			got, err := decompress(suffix, bytes.NewReader(data), 1<<20, maxWindow)
 			require.NoError(t, err)
 			assert.Equal(t, zeroes, got)
-			_, err = decompress(suffix, bytes.NewReader(data), 1<<20-1)
+			_, err = decompress(suffix, bytes.NewReader(data), 1<<20-1, maxWindow)
 			assert.ErrorIs(t, err, errTooLarge)
 			if suffix != "" {
-				_, err = decompress(suffix, bytes.NewReader(data[:len(data)/2]), 1<<20)
+				_, err = decompress(suffix, bytes.NewReader(data[:len(data)/2]), 1<<20, maxWindow)
 				assert.Error(t, err, "cut short")
 			}
 		})
