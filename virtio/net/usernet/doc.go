@@ -27,7 +27,9 @@
 //
 // Publish opens a port of the host that leads to one of the guest. Dial and
 // Listen give a Go program connections to and from the guest with no port on
-// the host at all.
+// the host at all. A guest that has said nothing yet, as one with a static
+// address may, is asked for it by ARP or neighbour discovery, and again until it
+// answers; what is for it waits for up to ten seconds.
 //
 // # DNS
 //

@@ -140,6 +140,13 @@ func (e *egress) idle() bool {
 	return e.n == 0 || e.held
 }
 
+// waiting is how many frames there are.
+func (e *egress) waiting() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.n
+}
+
 // close releases what is left and takes nothing more.
 func (e *egress) close() {
 	e.mu.Lock()

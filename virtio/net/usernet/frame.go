@@ -35,6 +35,7 @@ func (s *session) input(eth *[etherSize]byte, packet *buffer.View) bool {
 		packet.Release()
 		return false
 	}
+	s.neighbours.seen(src)
 	switch b := packet.AsSlice(); binary.BigEndian.Uint16(eth[12:]) {
 	case etherARP:
 		defer packet.Release()
@@ -94,7 +95,7 @@ func (s *session) classify4(m mac, b []byte) use {
 	if d := dst.As4(); d[0] == 0 || d[0] == 127 || d[0] >= 224 || dst == s.broadcast4 {
 		return dropped
 	}
-	s.neighbours.learn(src, m)
+	s.learn(src, m)
 	if b[9] == protoTCP && !fragment {
 		s.owed.note(b[head:total])
 	}
@@ -124,7 +125,7 @@ func (s *session) classify6(m mac, b []byte) use {
 	case (local || dst.IsLinkLocalUnicast()) && !s.own(dst):
 		return dropped
 	}
-	s.neighbours.learn(src, m)
+	s.learn(src, m)
 	if b[6] == protoTCP {
 		s.owed.note(b[ip6Size:end])
 	}

@@ -1,6 +1,7 @@
 package usernet
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"flag"
@@ -177,6 +178,15 @@ func arpRequest(target netip.Addr) []byte {
 	return append(f, target.AsSlice()...)
 }
 
+// arpReply says that the guest has an address, as the gateway has asked.
+func arpReply(a netip.Addr) []byte {
+	f := append(append([]byte{}, gatewayMAC[:]...), testMAC[:]...)
+	f = append(f, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2)
+	f = append(append(f, testMAC[:]...), a.AsSlice()...)
+	f = append(f, gatewayMAC[:]...)
+	return append(f, 10, 0, 2, 2)
+}
+
 // guest is a guest with a TCP/IP stack.
 type guest struct {
 	*driver
@@ -202,10 +212,10 @@ func startGuest(t testing.TB, n *Network, features uint64) *guest {
 	require.NoError(t, n.Start(features))
 	g.driver = &driver{t: t, n: n}
 	g.driver.work.Go(func() { g.link.pump() })
-	// As a kernel does, by its probe for a duplicate address and its first frames.
-	g.send(arpRequest(n.gateway4))
+	// As a kernel does: of a static IPv4 address it says nothing, and of one of IPv6 only
+	// that nobody else should have it.
 	if n.v6 {
-		n.current.Load().learnGuest6(guestIP6)
+		g.send(icmp6("::", "ff02::1:ff00:ff", 255, solicit(guestIP6.String())...))
 	}
 	t.Cleanup(g.shutdown)
 	return g
@@ -311,11 +321,17 @@ func (l *guestLink) pump() {
 			return
 		}
 		n, err := l.n.Receive(0, bufs)
-		if n <= len(head) || err != nil {
+		if to := mac(head[virtionet.HeaderSize:]); n <= len(head) || err != nil || to != testMAC && !to.group() {
 			continue
 		}
 		if l.features&virtionet.FeatureGuestTSO4 == 0 && n-len(head) > int(l.mtu) {
 			panic("a packet longer than the MTU")
+		}
+		if binary.BigEndian.Uint16(head[24:]) == etherARP { // of which its stack knows nothing
+			if target := data[24:28]; bytes.Equal(target, l.n.guest4.AsSlice()) {
+				_ = l.n.Send(0, [][]byte{make([]byte, virtionet.HeaderSize), arpReply(l.n.guest4)})
+			}
+			continue
 		}
 		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(buffer.NewViewWithData(data[:n-len(head)]))})
 		l.deliver(tcpip.NetworkProtocolNumber(binary.BigEndian.Uint16(head[24:])), pkt)

@@ -24,6 +24,10 @@ type mac [6]byte
 
 func (m mac) group() bool { return m[0]&1 != 0 }
 
+func (m mac) number() uint64 {
+	return uint64(binary.BigEndian.Uint16(m[:]))<<32 | uint64(binary.BigEndian.Uint32(m[2:]))
+}
+
 var (
 	broadcastMAC = mac{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	// gatewayMAC is locally administered.
@@ -100,19 +104,9 @@ func (*link) Wait() {}
 // ARPHardwareType implements stack.LinkEndpoint.
 func (*link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareEther }
 
-// AddHeader implements stack.LinkEndpoint.
+// AddHeader implements stack.LinkEndpoint: WritePackets says where the frame goes.
 func (l *link) AddHeader(pkt *stack.PacketBuffer) {
 	h := pkt.LinkHeader().Push(etherSize)
-	net := pkt.NetworkHeader().Slice()
-	var dst netip.Addr
-	switch pkt.NetworkProtocolNumber {
-	case header.IPv4ProtocolNumber:
-		dst = netip.AddrFrom4([4]byte(net[16:20]))
-	case header.IPv6ProtocolNumber:
-		dst = netip.AddrFrom16([16]byte(net[24:40]))
-	}
-	m := l.s.neighbours.find(dst)
-	copy(h[0:6], m[:])
 	copy(h[6:12], gatewayMAC[:])
 	binary.BigEndian.PutUint16(h[12:], uint16(pkt.NetworkProtocolNumber))
 }
@@ -129,11 +123,24 @@ func (*link) SetOnCloseAction(func()) {}
 // WritePackets implements stack.LinkEndpoint.
 func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 	for i, pkt := range list.AsSlice() {
-		if !l.s.emit(pkt) {
+		if !l.write(pkt) {
 			return i, &tcpip.ErrNoBufferSpace{}
 		}
 	}
 	return list.Len(), nil
+}
+
+func (l *link) write(pkt *stack.PacketBuffer) bool {
+	to := destination(pkt)
+	m, ok := l.s.neighbours.find(to)
+	switch {
+	case ok:
+	case l.s.inside(to):
+		return l.s.unresolved.hold(to, pkt)
+	default:
+		m = l.s.neighbours.lastSeen()
+	}
+	return l.s.emitTo(m, pkt)
 }
 
 // deliver gives a packet to the stack and releases it.
@@ -145,7 +152,7 @@ func (l *link) deliver(proto tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffe
 }
 
 // maxNeighbours bounds the addresses of one guest that are known by their
-// hardware address; the guest's last seen one serves for all others.
+// hardware address; one more takes the place of another, which is asked for again.
 const maxNeighbours = 256
 
 // neighbours is who has which address. What a guest claims here directs only
@@ -153,20 +160,33 @@ const maxNeighbours = 256
 type neighbours struct {
 	mu   sync.RWMutex
 	by   map[netip.Addr]mac
-	last mac
+	last atomic.Uint64 // the hardware address that a frame came from last
 }
 
-func (n *neighbours) learn(a netip.Addr, m mac) {
+// seen notes where a frame comes from, whatever it says.
+func (n *neighbours) seen(m mac) {
+	if v := m.number(); n.last.Load() != v {
+		n.last.Store(v)
+	}
+}
+
+// lastSeen is zero before there was a frame.
+func (n *neighbours) lastSeen() (m mac) {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], n.last.Load())
+	return mac(b[2:])
+}
+
+// learn notes who has an address, and reports whether that was not known.
+func (n *neighbours) learn(a netip.Addr, m mac) bool {
 	n.mu.RLock()
 	known, ok := n.by[a]
-	same := n.last == m
 	n.mu.RUnlock()
-	if ok && known == m && same {
-		return
+	if ok && known == m {
+		return false
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.last = m
 	if n.by == nil {
 		n.by = make(map[netip.Addr]mac)
 	}
@@ -177,13 +197,19 @@ func (n *neighbours) learn(a netip.Addr, m mac) {
 		}
 	}
 	n.by[a] = m
+	return true
 }
 
-func (n *neighbours) find(a netip.Addr) mac {
+func (n *neighbours) find(a netip.Addr) (mac, bool) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if m, ok := n.by[a]; ok {
-		return m
+	m, ok := n.by[a]
+	return m, ok
+}
+
+// learn notes who has an address, and sends what has waited for that.
+func (s *session) learn(a netip.Addr, m mac) {
+	if s.neighbours.learn(a, m) {
+		s.unresolved.learned(a, m)
 	}
-	return n.last
 }

@@ -39,7 +39,7 @@ func (s *session) neighbourDiscovery(m mac, src, dst netip.Addr, hops byte, b []
 	switch b[0] {
 	case ndRouterSolicit:
 		if !src.IsUnspecified() {
-			s.neighbours.learn(src, m)
+			s.learn(src, m)
 		}
 		s.advertise(m, src)
 		return taken
@@ -50,10 +50,13 @@ func (s *session) neighbourDiscovery(m mac, src, dst netip.Addr, hops byte, b []
 		target := netip.AddrFrom16([16]byte(b[8:24]))
 		if src.IsUnspecified() { // a probe for a duplicate: nobody has the guest's addresses
 			if !s.own(target) {
+				if s.net6.Contains(target) && s.guest6.Load() == nil {
+					s.learnGuest6(target) // it will have it soon
+				}
 				return taken
 			}
 		} else {
-			s.neighbours.learn(src, m)
+			s.learn(src, m)
 			if !src.IsLinkLocalUnicast() {
 				s.learnGuest6(src)
 			}
@@ -66,9 +69,11 @@ func (s *session) neighbourDiscovery(m mac, src, dst netip.Addr, hops byte, b []
 		if len(b) < 24 || src.IsUnspecified() {
 			return dropped
 		}
-		if target := netip.AddrFrom16([16]byte(b[8:24])); s.net6.Contains(target) && !s.own(target) {
-			s.neighbours.learn(target, m)
-			s.learnGuest6(target)
+		if target := netip.AddrFrom16([16]byte(b[8:24])); target.Is6() && s.inside(target) && !s.own(target) {
+			s.learn(target, m)
+			if !target.IsLinkLocalUnicast() {
+				s.learnGuest6(target)
+			}
 		}
 		return taken
 	}

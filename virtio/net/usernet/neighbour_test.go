@@ -55,7 +55,7 @@ func routerSolicit() []byte { return []byte{ndRouterSolicit, 0, 0, 0, 0, 0, 0, 0
 
 func is6(f []byte) bool { return binary.BigEndian.Uint16(f[12:]) == etherIPv6 }
 
-func checkICMPv6(t *testing.T, f []byte) []byte {
+func checkICMPv6(t testing.TB, f []byte) []byte {
 	t.Helper()
 	src, dst := netip.AddrFrom16([16]byte(f[22:38])), netip.AddrFrom16([16]byte(f[38:54]))
 	assert.Equal(t, byte(255), f[21], "hop limit")

@@ -43,6 +43,7 @@ type session struct {
 	pairs      atomic.Int32
 	egress     []*egress
 	neighbours neighbours
+	unresolved unresolved
 	owed       owed
 	guest6     atomic.Pointer[netip.Addr]
 
@@ -64,7 +65,7 @@ func newSession(n *Network, features uint64) (*session, error) {
 	s := &session{plan: n.plan, n: n, lookups: make(chan struct{}, maxLookups)}
 	if len(n.o.MAC) == 6 {
 		s.guestMAC = mac(n.o.MAC)
-		s.neighbours.last = s.guestMAC
+		s.neighbours.seen(s.guestMAC)
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.done = s.ctx.Done()
@@ -73,6 +74,7 @@ func newSession(n *Network, features uint64) (*session, error) {
 		s.egress = append(s.egress, newEgress())
 	}
 	s.link = &link{s: s, features: features, mtu: uint32(n.o.MTU)}
+	s.unresolved.s = s
 	s.udp.init(s)
 	if err := s.build(); err != nil {
 		s.cancel()
@@ -238,6 +240,7 @@ func (s *session) stop() {
 		}
 		s.stack.Close()
 		s.stack.Wait()
+		s.unresolved.close()
 		for _, e := range s.egress {
 			e.close()
 		}

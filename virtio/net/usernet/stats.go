@@ -11,8 +11,9 @@ import (
 type Stats struct {
 	ToGuest, ToGuestBytes     uint64
 	FromGuest, FromGuestBytes uint64
-	// ToGuestFull counts frames that found the queue to the guest full,
-	// ToGuestLong those that the guest's buffers did not hold.
+	// ToGuestFull counts frames that found the queue to the guest full, or the guest
+	// without an answer to who it is; ToGuestLong those that the guest's buffers did
+	// not hold.
 	ToGuestFull, ToGuestLong uint64
 	// FromGuestOdd counts frames that the network has no use for.
 	FromGuestOdd uint64

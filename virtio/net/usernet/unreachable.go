@@ -47,7 +47,10 @@ func (s *session) unreachable(k flowKey, why unreach) {
 		quote = binary.BigEndian.AppendUint16(quote, k.guest.Port())
 		quote = append(quote, 0, 0)
 	}
-	to := s.neighbours.find(k.guest.Addr())
+	to, ok := s.neighbours.find(k.guest.Addr())
+	if !ok {
+		to = s.neighbours.lastSeen()
+	}
 	frame := make([]byte, 0, 160)
 	if k.peer.Addr().Is6() {
 		s.emitFrame(appendICMPv6(frame, to, s.gateway6, k.guest.Addr(), 64, append([]byte{1, why.v6, 0, 0, 0, 0, 0, 0}, quote...)))
