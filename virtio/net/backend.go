@@ -86,6 +86,15 @@ type Backend interface {
 	Close() error
 }
 
+// Sizer is implemented by a backend that knows how long a frame is before it is read: no
+// more of the driver's buffers are prepared for it than it needs.
+type Sizer interface {
+	// NextSize is the length with the header of the frame that the next Receive of
+	// pair would give; 0 if there is none now. It is called where Receive is. The
+	// frame may still turn out to be another.
+	NextSize(pair int) int
+}
+
 // LinkNotifier is implemented by a backend whose link can go down and come
 // back.
 type LinkNotifier interface {

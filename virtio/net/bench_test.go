@@ -73,6 +73,35 @@ func BenchmarkReceive(b *testing.B) {
 	}
 }
 
+// BenchmarkReceiveTurns is short frames one by one, as in round trips, where the MTU is
+// large and the driver's buffers are small, as those of Linux are.
+func BenchmarkReceiveTurns(b *testing.B) {
+	for _, mtu := range []int{1500, 65520} {
+		for _, sized := range []bool{false, true} {
+			b.Run(fmt.Sprintf("60/MTU %d/size known %v", mtu, sized), func(b *testing.B) {
+				m := newMill(60)
+				m.mtu = mtu
+				var backend virtionet.Backend = m
+				if sized {
+					backend = sizedMill{m}
+				}
+				_, r := receiverGuest(b, backend, 1536, 256)
+				for i := range 256 {
+					r.publish(i)
+				}
+				measure(b, r, 60, func() {
+					m.give(1)
+					u, ok := r.q.Poll()
+					for ; !ok; u, ok = r.q.Poll() {
+						<-r.irq
+					}
+					r.publish(int(u.Head))
+				})
+			})
+		}
+	}
+}
+
 // BenchmarkSend is frames to a backend that costs nothing, the device alone.
 func BenchmarkSend(b *testing.B) {
 	for _, depth := range []int{1, 64} {

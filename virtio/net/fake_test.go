@@ -195,6 +195,45 @@ func (f *fake) set(change func()) {
 	f.moved.Broadcast()
 }
 
+// measured is a fake that says how long its next frame is, or as much less as it errs,
+// and notes of each frame how many buffers it was given.
+type measured struct {
+	*fake
+	sized   bool
+	errs    int
+	buffers []int // of each frame; under mu
+}
+
+func (m *measured) Receive(pair int, bufs [][]byte) (int, error) {
+	n, err := m.fake.Receive(pair, bufs)
+	if n > 0 {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.buffers = append(m.buffers, len(bufs))
+	}
+	return n, err
+}
+
+// sizing is measured as a Sizer.
+type sizing struct{ *measured }
+
+func (s sizing) NextSize(pair int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.in[pair]) == 0 {
+		return 0
+	}
+	return max(1, len(s.in[pair][0])-s.errs)
+}
+
+// backend is m as the device is to see it.
+func (m *measured) backend() virtionet.Backend {
+	if m.sized {
+		return sizing{m}
+	}
+	return m
+}
+
 // speaking is a fake that says how its link is.
 type speaking struct {
 	*fake

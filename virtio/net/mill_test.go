@@ -13,6 +13,7 @@ import (
 // often as it is asked to.
 type mill struct {
 	frame   []byte
+	mtu     int
 	due     atomic.Int64 // frames to receive
 	taken   atomic.Int64
 	mu      sync.Mutex
@@ -21,7 +22,7 @@ type mill struct {
 }
 
 func newMill(size int) *mill {
-	m := &mill{frame: incoming(testFrame(size, 1))}
+	m := &mill{frame: incoming(testFrame(size, 1)), mtu: 1500}
 	m.moved.L = &m.mu
 	if size > 1514 {
 		copy(m.frame, hdr{Flags: 1, GSO: 1, Len: 54, Size: 1448, Start: 34, Offset: 16}.bytes())
@@ -39,7 +40,7 @@ func (m *mill) give(n int64) {
 
 func (m *mill) Features() uint64   { return allOffloads }
 func (m *mill) MaxPairs() int      { return 1 }
-func (m *mill) MTU() int           { return 1500 }
+func (m *mill) MTU() int           { return m.mtu }
 func (m *mill) SetPairs(int) error { return nil }
 func (m *mill) Close() error       { return nil }
 func (m *mill) Start(uint64) error { return m.start(true) }
@@ -77,6 +78,16 @@ func (m *mill) Receive(_ int, bufs [][]byte) (int, error) {
 func (m *mill) Send(_ int, bufs [][]byte) error {
 	m.taken.Add(1)
 	return nil
+}
+
+// sizedMill is a mill that says how long its next frame is.
+type sizedMill struct{ *mill }
+
+func (m sizedMill) NextSize(int) int {
+	if m.due.Load() == 0 {
+		return 0
+	}
+	return len(m.frame)
 }
 
 // ring is a driver's queue that is used without an allocation: its descriptors are

@@ -38,14 +38,22 @@ func TestNoAllocations(t *testing.T) {
 		name                 string
 		frame, size, buffers int
 		each                 int // buffers for a frame
+		sized                bool
 	}{
-		{"short frames", 60, 1536, 64, 1},
-		{"long frames", 1514, 1536, 64, 1},
-		{"segments", 60000, 4096, 64, 15},
+		{"short frames", 60, 1536, 64, 1, false},
+		{"long frames", 1514, 1536, 64, 1, false},
+		{"segments", 60000, 4096, 64, 15, false},
+		{"short frames, size known", 60, 1536, 64, 1, true},
+		{"segments, size known", 60000, 4096, 64, 15, true},
 	} {
 		t.Run("receive "+tc.name, func(t *testing.T) {
 			m := newMill(tc.frame)
-			_, r := receiverGuest(t, m, tc.size, tc.buffers)
+			m.mtu = 65520
+			var backend virtionet.Backend = m
+			if tc.sized {
+				backend = sizedMill{m}
+			}
+			_, r := receiverGuest(t, backend, tc.size, tc.buffers)
 			next := 0
 			run := func() {
 				for range batch {

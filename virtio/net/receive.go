@@ -25,13 +25,14 @@ const (
 
 // receiver moves the frames of a pair from the backend to the driver.
 //
-// How long the next frame is nobody knows before it is read. So it is read into as
-// many of the driver's chains as the frames before it have needed, and behind these
-// into spill; when a frame has come to there, more chains are taken and its end is
-// copied. A frame for whose end there are none yet is held in spill as a whole.
+// How long the next frame is nobody knows before it is read, but for a Sizer. So it is
+// read into as many of the driver's chains as the frames before it have needed, and
+// behind these into spill; when a frame has come to there, more chains are taken and its
+// end is copied. A frame for whose end there are none yet is held in spill as a whole.
 type receiver struct {
 	d        *Device
 	pair     int
+	sizer    Sizer // the backend, if it is one; else nil
 	q        *virtio.Queue
 	gate     *gate
 	counters *counters
@@ -40,7 +41,8 @@ type receiver struct {
 	merge    bool
 	longest  int // frame without segments, with its header; more exceed the MTU
 	short    int // what is prepared for at least
-	long     int // and at most
+	whole    int // frame without segments; more are segments
+	long     int // what is prepared for at most
 
 	chains []*virtio.Chain // the first popped ones are from the queue, in their order
 	popped int
@@ -67,14 +69,19 @@ func newReceiver(d *Device, i int, p *pairQueues, features uint64) *receiver {
 		spill: make([]byte, maxReceive),
 	}
 	r.waste[0] = r.spill
-	mtu := max(d.opts.MTU, defaultMTU)
-	r.short = HeaderSize + ethernetSize + vlanSize + mtu
-	r.long, r.longest = r.short, maxReceive
+	r.sizer, _ = d.backend.(Sizer)
+	const around = HeaderSize + ethernetSize + vlanSize
+	r.whole = around + max(d.opts.MTU, defaultMTU)
+	// Where a frame may have many buffers, most are short even if the MTU is not.
+	if r.short = around + defaultMTU; !r.merge {
+		r.short = r.whole
+	}
+	r.long, r.longest = r.whole, maxReceive
 	if features&guestSegments != 0 {
 		r.long = maxReceive
 	}
 	if features&FeatureMTU != 0 {
-		r.longest = HeaderSize + ethernetSize + vlanSize + d.opts.MTU
+		r.longest = around + d.opts.MTU
 	}
 	r.expect = r.short
 	r.timer = time.AfterFunc(time.Hour, r.q.Wake)
@@ -220,7 +227,13 @@ func (r *receiver) next() (n int, o outcome) {
 	if r.held > 0 {
 		return r.deliverHeld()
 	}
-	if !r.gather(r.expect) && r.popped == 0 {
+	want := r.expect
+	if r.sizer != nil {
+		if want = r.sizer.NextSize(r.pair); want == 0 {
+			return 0, dry
+		}
+	}
+	if !r.gather(want) && r.popped == 0 {
 		return 0, starved
 	}
 	list := append(r.bufs, r.spill[:max(maxReceive-r.room, 0)])
@@ -337,7 +350,7 @@ func (r *receiver) judge(p *[prefixSize]byte, n int) (drop, bool) {
 	}
 	if n > r.short {
 		r.expect, r.calm = max(r.expect, min(n, r.long)), 0
-		if n > 2*r.short {
+		if n > 2*r.whole {
 			r.expect = r.long
 		}
 	} else if r.calm++; r.calm > calmFrames {

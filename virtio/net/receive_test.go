@@ -74,32 +74,89 @@ func TestReceive(t *testing.T) {
 // and in their order; none is merged that need not be.
 func TestReceiveInOrder(t *testing.T) {
 	virtiotest.Each(t, func(t *testing.T, open virtiotest.Opener) {
-		b := newFake()
-		n := attach(t, open, b, virtionet.Options{}, 0)
-		sizes := []int{60, 1514, 65000, 20000, 14, 64, 3000, 1514, 40000, 60}
-		var bufs []virtiotest.Buffer
-		in := 0
-		for range 6 {
-			for _, s := range sizes {
-				f := incoming(frame(guestMAC, s, byte(in)))
-				if s > 1514 {
-					copy(f, hdr{Flags: 1, GSO: 1, Len: 54, Size: 1448, Start: 34, Offset: 16}.bytes())
-				}
-				b.put(0, f)
-				in++
-			}
-		}
-		for i := range in {
-			s := sizes[i%len(sizes)]
-			for room := 0; room < s+12; room += 4096 {
-				bufs = append(bufs, n.post(0, 4096)...)
-			}
-			_, got := n.got(0, &bufs)
-			require.Equal(t, frame(guestMAC, s, byte(i)), got, "frame %d", i)
-		}
-		counts(n, uint64(in), received)
-		counts(n, virtionet.ReceiveDropped{}, notReceived)
+		t.Run("sizes not known", func(t *testing.T) { receiveInOrder(t, open, &measured{fake: newFake()}) })
+		t.Run("sizes known", func(t *testing.T) { receiveInOrder(t, open, &measured{fake: newFake(), sized: true}) })
 	})
+}
+
+func receiveInOrder(t *testing.T, open virtiotest.Opener, b *measured) {
+	n := attach(t, open, b.backend(), virtionet.Options{}, 0)
+	sizes := []int{60, 1514, 65000, 20000, 14, 64, 3000, 1514, 40000, 60}
+	var bufs []virtiotest.Buffer
+	in := 0
+	for range 6 {
+		for _, s := range sizes {
+			f := incoming(frame(guestMAC, s, byte(in)))
+			if s > 1514 {
+				copy(f, hdr{Flags: 1, GSO: 1, Len: 54, Size: 1448, Start: 34, Offset: 16}.bytes())
+			}
+			b.put(0, f)
+			in++
+		}
+	}
+	for i := range in {
+		s := sizes[i%len(sizes)]
+		for room := 0; room < s+12; room += 4096 {
+			bufs = append(bufs, n.post(0, 4096)...)
+		}
+		_, got := n.got(0, &bufs)
+		require.Equal(t, frame(guestMAC, s, byte(i)), got, "frame %d", i)
+	}
+	counts(n, uint64(in), received)
+	counts(n, virtionet.ReceiveDropped{}, notReceived)
+}
+
+// TestReceiveTakesNoMoreBuffersThanAreNeeded: with merged buffers a short frame is given
+// one, however large the MTU is, and a long one comes whole all the same. A backend that
+// says how long a frame is has it in the driver's buffers at once.
+func TestReceiveTakesNoMoreBuffersThanAreNeeded(t *testing.T) {
+	const size, all = 1536, 200
+	for _, tc := range []struct {
+		name string
+		m    measured
+		mtu  int
+		// long is how many buffers the first long frame finds, and after how many frames
+		// short ones have one again.
+		long, next int
+	}{
+		{"the size is not known", measured{}, 65520, 1, 43},
+		{"the size is not known, MTU 9000", measured{}, 9000, 1, 6},
+		{"the size is known", measured{sized: true}, 65520, 0, 1},
+		{"the size is known, MTU 1500", measured{sized: true}, 1500, 0, 1},
+		{"the size is said too small", measured{sized: true, errs: 1 << 20}, 65520, 1, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tc.m.fake = newFake()
+			tc.m.mtu = tc.mtu
+			tc.m.features = virtionet.FeatureGuestCsum // no segments
+			n := attach(t, virtiotest.OpenMMIO, tc.m.backend(), virtionet.Options{}, 0)
+			bufs := n.post(0, slices.Repeat([]int{size}, all)...)
+			need := func(length int) int { return (length + virtionet.HeaderSize + size - 1) / size }
+			seed := byte(0)
+			take := func(length int) int {
+				seed++
+				tc.m.put(0, incoming(frame(guestMAC, length, seed)))
+				left := len(bufs)
+				_, got := n.got(0, &bufs)
+				require.Equal(t, frame(guestMAC, length, seed), got)
+				assert.Equal(t, need(length), left-len(bufs))
+				tc.m.mu.Lock()
+				defer tc.m.mu.Unlock()
+				return tc.m.buffers[len(tc.m.buffers)-1] - 1 // without the device's own
+			}
+			for range 3 {
+				assert.Equal(t, 1, take(60))
+			}
+			long := tc.mtu - 100
+			want := tc.long
+			if want == 0 {
+				want = need(long)
+			}
+			assert.Equal(t, want, take(long))
+			assert.Equal(t, tc.next, take(60))
+			counts(n, virtionet.ReceiveDropped{}, notReceived)
+		})
+	}
 }
 
 // TestReceiveTooLong: a frame that does not fit is dropped, and the next one comes

@@ -140,6 +140,16 @@ func (e *egress) idle() bool {
 	return e.n == 0 || e.held
 }
 
+// next is how many bytes the frame has that take would return; 0 if there is none.
+func (e *egress) next() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.n == 0 {
+		return 0
+	}
+	return e.frames[e.head].Size()
+}
+
 // waiting is how many frames there are.
 func (e *egress) waiting() int {
 	e.mu.Lock()

@@ -58,6 +58,7 @@ type Network struct {
 var (
 	_ virtionet.Backend      = (*Network)(nil)
 	_ virtionet.LinkNotifier = (*Network)(nil)
+	_ virtionet.Sizer        = (*Network)(nil)
 )
 
 // New returns a network that waits for its guest. The error names the option
@@ -171,6 +172,20 @@ func (s *session) gone() error {
 		return errBroken
 	}
 	return nil
+}
+
+// NextSize implements virtio/net's Sizer. An acknowledgement may give way to an answer
+// until it is received.
+func (n *Network) NextSize(pair int) int {
+	s := n.current.Load()
+	if s == nil {
+		return 0
+	}
+	size := s.egress[pair].next()
+	if size == 0 {
+		return 0
+	}
+	return virtionet.HeaderSize + size
 }
 
 // Receive implements Backend.
