@@ -83,22 +83,6 @@ func reportFrames(b *testing.B, n *Network) {
 	b.ReportMetric(float64(s.ToGuestFull), "lost")
 }
 
-func BenchmarkPingPong(b *testing.B) {
-	n := newNetwork(b, Options{HostLoopback: true})
-	port := host(b, "tcp", "127.0.0.1:0", func(c *net.TCPConn) { _, _ = io.CopyBuffer(c, onlyReader{c}, make([]byte, 64)) })
-	g := startGuest(b, n, allOffloads)
-	c := g.mustDial(via(gateway4, port))
-	defer c.Close()
-	buf := make([]byte, 1)
-	b.ReportAllocs()
-	for b.Loop() {
-		_, err := c.Write(buf)
-		require.NoError(b, err)
-		_, err = io.ReadFull(c, buf)
-		require.NoError(b, err)
-	}
-}
-
 // BenchmarkStart is a driver that starts and resets the device.
 func BenchmarkStart(b *testing.B) {
 	n := newNetwork(b, Options{})

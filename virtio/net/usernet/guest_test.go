@@ -44,6 +44,9 @@ var (
 
 // TestMain looks for what Close leaves behind.
 func TestMain(m *testing.M) {
+	if os.Getenv(echoEnv) != "" {
+		serveEcho()
+	}
 	before := descriptors()
 	code := m.Run()
 	if fuzzing := flag.Lookup("test.fuzz"); code == 0 && fuzzing.Value.String() == "" {
