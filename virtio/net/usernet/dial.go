@@ -75,7 +75,7 @@ func (n *Network) Dial(ctx context.Context, network, address string) (net.Conn, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, n.o.DialTimeout)
 	defer cancel()
-	p, err := s.dialGuest(ctx, from, to)
+	p, err := s.dialGuest(ctx, from, to, 0)
 	if err != nil {
 		return fail(err)
 	}
@@ -104,5 +104,13 @@ func (s *session) resolveGuest(host string, want6 bool) (netip.Addr, error) {
 	return a.WithZone(""), nil
 }
 
-// publishTimeout bounds the connection of a published port to the guest.
-const publishTimeout = 10 * time.Second
+const (
+	// publishTimeout bounds the connection of a published port to the guest.
+	publishTimeout = 10 * time.Second
+	// answerTime is how long a guest has to answer a peer's own address: its first
+	// segment and, a second later, the next. A guest that is there answers sooner, but
+	// for one that can't send to the peer, or won't take what comes from there.
+	answerTime = 1500 * time.Millisecond
+	// gatewayTime is how long no peer's own address is tried after that.
+	gatewayTime = 10 * time.Minute
+)

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -271,6 +272,7 @@ type guestLink struct {
 	n        *Network
 	features uint64
 	mtu      uint32
+	takes    atomic.Pointer[func(frame []byte) bool] // nil takes everything
 }
 
 func (l *guestLink) MTU() uint32                    { return l.mtu }
@@ -325,6 +327,9 @@ func (l *guestLink) pump() {
 		}
 		n, err := l.n.Receive(0, bufs)
 		if to := mac(head[virtionet.HeaderSize:]); n <= len(head) || err != nil || to != testMAC && !to.group() {
+			continue
+		}
+		if takes := l.takes.Load(); takes != nil && !(*takes)(append(head[virtionet.HeaderSize:len(head):len(head)], data[:n-len(head)]...)) {
 			continue
 		}
 		if l.features&virtionet.FeatureGuestTSO4 == 0 && n-len(head) > int(l.mtu) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,10 +21,50 @@ type publication struct {
 	udp  *net.UDPConn
 }
 
-// Publish opens a port of the host that leads to the guest's IPv4 address; the
-// guest sees the peer's own address where it is not one of this host's, and the
-// gateway's otherwise. The port is open until Close, whether there is a guest
-// or not: without one a connection is reset.
+// unanswered is the published ports at which the guest has answered the gateway and not
+// a peer, and when that was found.
+type unanswered struct {
+	mu sync.Mutex
+	by map[*publication]time.Time
+}
+
+func (u *unanswered) note(p *publication) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.by == nil {
+		u.by = make(map[*publication]time.Time)
+	}
+	u.by[p] = time.Now()
+}
+
+func (u *unanswered) forget(p *publication) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.by, p)
+}
+
+// lately reports whether p is one, and was not tried again for less than gatewayTime.
+func (u *unanswered) lately(p *publication) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	when, ok := u.by[p]
+	return ok && time.Since(when) < gatewayTime
+}
+
+// any reports whether there is one.
+func (u *unanswered) any() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.by) > 0
+}
+
+// Publish opens a port of the host that leads to the guest's IPv4 address. The
+// guest sees the peer's own address, but the gateway's for a peer with a loopback
+// or link-local address, one of the guest's own network, or one of IPv6. It sees
+// the gateway's too where a connection from the peer's own went unanswered for a
+// second and a half, and then at once for ten minutes. A flow of UDP, which need
+// not be answered, has the gateway's once TCP has found that. The port is open
+// until Close, whether there is a guest or not: without one a connection is reset.
 //
 // A rule that makes no sense wraps ErrRule, a port in use syscall.EADDRINUSE,
 // and one that this process may not open syscall.EACCES.
@@ -133,32 +174,55 @@ func (p *publication) serveTCP() {
 			}
 		}
 		s := p.n.current.Load()
-		if s == nil || !s.begin(func() { s.connectIn(c.(*net.TCPConn), p.rule.GuestPort) }) {
+		if s == nil || !s.begin(func() { s.connectIn(p, c.(*net.TCPConn), peerOf(c)) }) {
 			reset(c)
 		}
 	}
 }
 
-// connectIn carries a connection from outside to a port of the guest.
-func (s *session) connectIn(c *net.TCPConn, port uint16) {
+func peerOf(c net.Conn) netip.AddrPort {
+	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		return a.AddrPort()
+	}
+	return netip.AddrPort{}
+}
+
+// connectIn carries the connection c of a peer outside to the guest.
+func (s *session) connectIn(p *publication, c *net.TCPConn, peer netip.AddrPort) {
 	ctx, cancel := context.WithTimeout(s.ctx, publishTimeout)
 	defer cancel()
-	peer := netip.AddrPort{}
-	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
-		peer = a.AddrPort()
-	}
-	to := netip.AddrPortFrom(s.guest4, port)
-	from := s.source(peer, s.guest4)
-	slot, err := s.dialGuest(ctx, from, to)
-	if err != nil && from.Addr() != s.gateway4 && ctx.Err() == nil && !errors.Is(err, errRefused) {
-		slot, err = s.dialGuest(ctx, netip.AddrPortFrom(s.gateway4, 0), to)
-	}
+	to := netip.AddrPortFrom(s.guest4, p.rule.GuestPort)
+	slot, err := s.dialIn(ctx, p, s.source(peer, s.guest4), to)
 	if err != nil {
 		s.n.stats.failed.Add(1)
 		reset(c)
 		return
 	}
 	s.relay(slot, c)
+}
+
+// dialIn tries from, and then the gateway's address: a guest may have no route to the
+// peer, or one by another interface, and drops its segments without a word then.
+func (s *session) dialIn(ctx context.Context, p *publication, from, to netip.AddrPort) (*slot, error) {
+	gateway := netip.AddrPortFrom(s.gateway4, 0)
+	if from.Addr() == s.gateway4 {
+		return s.dialGuest(ctx, from, to, 0)
+	}
+	if s.unanswered.lately(p) {
+		return s.dialGuest(ctx, gateway, to, 0)
+	}
+	slot, err := s.dialGuest(ctx, from, to, s.answerTime)
+	if err == nil {
+		s.unanswered.forget(p)
+	}
+	if err == nil || ctx.Err() != nil || errors.Is(err, errRefused) {
+		return slot, err
+	}
+	silent := errors.Is(err, errNoAnswer)
+	if slot, err = s.dialGuest(ctx, gateway, to, 0); err == nil && silent {
+		s.unanswered.note(p)
+	}
+	return slot, err
 }
 
 func (p *publication) serveUDP() {
@@ -194,6 +258,9 @@ const portTries = 64
 func (s *session) flowIn(p *publication, peer netip.AddrPort) *flow {
 	guest := netip.AddrPortFrom(s.guest4, p.rule.GuestPort)
 	from := s.source(peer, s.guest4)
+	if s.unanswered.any() {
+		from = netip.AddrPortFrom(s.gateway4, 0)
+	}
 	if from.Port() == 0 {
 		from = netip.AddrPortFrom(from.Addr(), peer.Port())
 	}

@@ -55,6 +55,9 @@ type session struct {
 	closing bool           // under gate
 	work    sync.WaitGroup // joined under gate before closing
 
+	answerTime time.Duration
+	unanswered unanswered
+
 	tcpFlows atomic.Int32
 	udp      udpTable
 	serving  atomic.Int32  // goroutines of datagrams' flows
@@ -62,7 +65,7 @@ type session struct {
 }
 
 func newSession(n *Network, features uint64) (*session, error) {
-	s := &session{plan: n.plan, n: n, lookups: make(chan struct{}, maxLookups)}
+	s := &session{plan: n.plan, n: n, answerTime: answerTime, lookups: make(chan struct{}, maxLookups)}
 	if len(n.o.MAC) == 6 {
 		s.guestMAC = mac(n.o.MAC)
 		s.neighbours.seen(s.guestMAC)

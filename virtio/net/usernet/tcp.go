@@ -173,6 +173,8 @@ func (s *session) forwardTCP(r *tcp.ForwarderRequest) {
 	s.relay(p, host.(*net.TCPConn))
 }
 
+var errNoAnswer = errors.New("the guest does not answer")
+
 var errUnreachable = errors.New("the network offers nothing there")
 
 // outside says where a host's socket has to go to reach dst, if the guest may.
@@ -230,9 +232,14 @@ func reset(c net.Conn) {
 	_ = c.Close()
 }
 
+// looks is how often, in the time that a guest has to answer, it is looked whether it is
+// there.
+const looks = 5
+
 // dialGuest opens a connection to the guest from an address of the network's
-// choice; a zero port takes any.
-func (s *session) dialGuest(ctx context.Context, from, to netip.AddrPort) (*slot, error) {
+// choice; a zero port takes any. With a patience other than 0 a guest that is there, and
+// has not answered for so long, is errNoAnswer.
+func (s *session) dialGuest(ctx context.Context, from, to netip.AddrPort, patience time.Duration) (*slot, error) {
 	p := s.takeSlot()
 	if p == nil {
 		return nil, errors.New("too many connections")
@@ -256,13 +263,28 @@ func (s *session) dialGuest(ctx context.Context, from, to netip.AddrPort) (*slot
 	}
 	terr = ep.Connect(fullAddr(to))
 	if _, started := terr.(*tcpip.ErrConnectStarted); started {
-		select {
-		case <-ready:
-			terr = ep.LastError()
-		case <-ctx.Done():
-			return fail(ctx.Err())
-		case <-s.done:
-			return fail(ErrNoGuest)
+		var late <-chan time.Time
+		if patience > 0 {
+			t := time.NewTicker(patience / looks)
+			defer t.Stop()
+			late = t.C
+		}
+		for there, waiting := 0, true; waiting; {
+			select {
+			case <-ready:
+				terr, waiting = ep.LastError(), false
+			case <-late:
+				if _, ok := s.neighbours.find(to.Addr()); !ok {
+					continue // it is still asked whether it is there
+				}
+				if there++; there == looks {
+					return fail(errNoAnswer)
+				}
+			case <-ctx.Done():
+				return fail(ctx.Err())
+			case <-s.done:
+				return fail(ErrNoGuest)
+			}
 		}
 	}
 	if terr != nil {
@@ -273,7 +295,9 @@ func (s *session) dialGuest(ctx context.Context, from, to netip.AddrPort) (*slot
 }
 
 // source is the address that a connection to the guest comes from: the peer's
-// own, where that leads back out of the guest, otherwise the gateway's.
+// own, where a guest can take that for one outside, otherwise the gateway's: for
+// a loopback or link-local address, one of the guest's own network, and one of
+// the other family. Another address of this host is outside like any.
 func (s *session) source(peer netip.AddrPort, to netip.Addr) netip.AddrPort {
 	a := peer.Addr().Unmap()
 	gateway := s.gateway4
