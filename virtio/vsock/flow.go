@@ -115,6 +115,9 @@ func (d *Device) newFlow(s state, k key, make func(*flow) host) (*flow, error) {
 	if len(d.flows) >= d.max {
 		return nil, ErrTooMany
 	}
+	if s, ok := f.host.(*sock); ok && !s.server.take() {
+		return nil, ErrTooMany
+	}
 	d.flows[f] = struct{}{}
 	f.window = windowOf(len(d.flows))
 	return f, nil
@@ -370,6 +373,9 @@ func (f *flow) release() {
 		return
 	}
 	f.counted = false
+	if _, ok := f.host.(*sock); ok {
+		unixConns.Add(-1)
+	}
 	d := f.d
 	d.mu.Lock()
 	delete(d.flows, f)

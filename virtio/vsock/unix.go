@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,12 +25,39 @@ const (
 	dialPause = 10 * time.Millisecond
 )
 
+// unixConns counts the connections with a Unix socket in all devices of this process:
+// they have one limit of descriptors.
+var unixConns atomic.Int64
+
+// minUnixConns is how many there may be however low the limit is.
+const minUnixConns = 16
+
+// mostUnixConns is a sixteenth of RLIMIT_NOFILE: shares and the user network, which need
+// more, have shares of it too.
+func mostUnixConns() int64 {
+	var r unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
+		return minUnixConns
+	}
+	return max(minUnixConns, int64(min(r.Cur, 1<<30))/16)
+}
+
+// take counts a connection, until it is released, if there is room. d.mu is held.
+func (s *unixServer) take() bool {
+	if unixConns.Add(1) > s.most {
+		unixConns.Add(-1)
+		return false
+	}
+	return true
+}
+
 // unixServer is a device's way to other programs: the socket at path for
 // connections to the guest, and those at path_PORT for connections from it.
 type unixServer struct {
 	d    *Device
 	path string
 	poll *poller
+	most int64 // connections with a Unix socket in all devices; guarded by d.mu
 
 	fd   int // guarded by d.mu; -1 when closed
 	id   uint64
@@ -44,7 +72,9 @@ type unixServer struct {
 // to the socket at path_PORT, and are refused if nobody listens there.
 //
 // The path may have up to 107 bytes, and nothing may exist there; such errors wrap
-// ErrConfig. A device serves one path.
+// ErrConfig. A device serves one path. There are as many connections by Unix sockets as
+// Options.MaxConns, but in all devices of this process no more than a sixteenth of
+// RLIMIT_NOFILE; one more is closed, or refused to the guest.
 func (d *Device) ServeUnix(path string) error {
 	if err := checkPath(path); err != nil {
 		return err
@@ -53,7 +83,7 @@ func (d *Device) ServeUnix(path string) error {
 	if err != nil {
 		return fmt.Errorf("vsock: %s: %w", path, err)
 	}
-	s := &unixServer{d: d, path: path, poll: p, fd: -1}
+	s := &unixServer{d: d, path: path, poll: p, most: mostUnixConns(), fd: -1}
 	if err := s.listen(); err != nil {
 		return errors.Join(err, p.close())
 	}

@@ -196,6 +196,36 @@ func TestUnixRefused(t *testing.T) {
 	})
 }
 
+// TestUnixConnsAreBoundedAcrossDevices: connections with a Unix socket take descriptors,
+// of which the process has a number for all its machines. Those of Go programs take none.
+func TestUnixConnsAreBoundedAcrossDevices(t *testing.T) {
+	const most = 4
+	a, pathA := unixGuest(t, virtiotest.OpenMMIO, vsock.Options{})
+	b, pathB := unixGuest(t, virtiotest.OpenMMIO, vsock.Options{})
+	a.dev.SetMostUnixConns(most)
+	b.dev.SetMostUnixConns(most)
+	l := unixListen(t, pathA, 79)
+	_, _ = unixFromHost(a, pathA, 5)
+	_, _ = unixFromGuest(a, l, 1, 79)
+	_, _ = unixFromHost(b, pathB, 5)
+	last, _ := unixFromHost(b, pathB, 5)
+	assert.EqualValues(t, most, vsock.UnixConns())
+	for _, path := range []string{pathA, pathB} {
+		_, err := connectTo(t, path).Read(make([]byte, 1))
+		assert.ErrorIs(t, err, io.EOF)
+	}
+	a.send(packet{srcPort: 2, dstPort: 79, op: opRequest})
+	assert.EqualValues(t, opRST, a.next().op)
+	_, _ = fromHost(a, 6)
+
+	require.NoError(t, last.Close())
+	b.Reset()
+	b.until("a place is free", func() bool { return vsock.UnixConns() == most-2 })
+	_, _ = unixFromHost(a, pathA, 7)
+	require.NoError(t, a.dev.Close())
+	assert.Zero(t, vsock.UnixConns())
+}
+
 // TestUnixSlowClient: half a line is waited for, but not for ever, and not at the
 // cost of others; a line may come in pieces.
 func TestUnixSlowClient(t *testing.T) {

@@ -38,6 +38,7 @@ type Network struct {
 	plan
 	o        Options
 	resolver *resolver
+	sockets  int64 // that all networks of the process may have
 	stats    counters
 	born     time.Time     // muffled's clock starts
 	muffled  virtio.Muffle // what the policy denied, what a port could not accept
@@ -68,7 +69,8 @@ func New(o Options) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Network{plan: newPlan(&o), o: o, born: time.Now(), ended: make(chan struct{}), offers: make(map[offerKey]*listener)}
+	n := &Network{plan: newPlan(&o), o: o, sockets: mostSockets(), born: time.Now(), ended: make(chan struct{}), offers: make(map[offerKey]*listener)}
+	n.o.MaxUDP = min(o.MaxUDP, int(n.sockets/2)) // an idle flow makes room for another
 	n.resolver = newResolver(n)
 	return n, nil
 }

@@ -65,7 +65,9 @@ type Options struct {
 
 	// MaxTCP and MaxUDP bound the flows at any one time, in both directions. A
 	// connection beyond is refused; a UDP flow beyond ends the one that was idle
-	// longest. Pings count as UDP.
+	// longest. Pings count as UDP. What guests have of the host's sockets in all
+	// networks of this process is bounded by a quarter of RLIMIT_NOFILE, TCP by
+	// three quarters of that: more is refused too.
 	MaxTCP, MaxUDP int
 	// UDPIdle ends a UDP flow in which nothing was said for so long.
 	UDPIdle time.Duration

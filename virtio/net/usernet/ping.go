@@ -80,6 +80,11 @@ func (s *session) servePing(f *flow) {
 		s.unreachable(f.key, prohibited)
 		return
 	}
+	if !s.n.takeSocket(ICMP) {
+		s.unreachable(f.key, hostUnreachable)
+		return
+	}
+	defer giveSocket()
 	file, err := pingSocket(to)
 	if err != nil {
 		s.n.stats.failed.Add(1)

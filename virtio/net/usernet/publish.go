@@ -173,8 +173,7 @@ func (p *publication) serveTCP() {
 				continue
 			}
 		}
-		s := p.n.current.Load()
-		if s == nil || !s.begin(func() { s.connectIn(p, c.(*net.TCPConn), peerOf(c)) }) {
+		if s := p.n.current.Load(); s == nil || !s.beginIn(p, c.(*net.TCPConn), peerOf(c)) {
 			reset(c)
 		}
 	}
@@ -185,6 +184,18 @@ func peerOf(c net.Conn) netip.AddrPort {
 		return a.AddrPort()
 	}
 	return netip.AddrPort{}
+}
+
+// beginIn has connectIn run. It reports false if there is no room, or the session ends.
+func (s *session) beginIn(p *publication, c *net.TCPConn, peer netip.AddrPort) bool {
+	if !s.n.takeSocket(TCP) {
+		return false
+	}
+	if s.begin(func() { defer giveSocket(); s.connectIn(p, c, peer) }) {
+		return true
+	}
+	giveSocket()
+	return false
 }
 
 // connectIn carries the connection c of a peer outside to the guest.

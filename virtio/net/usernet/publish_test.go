@@ -27,7 +27,7 @@ func visit(t *testing.T, n *Network, p *publication, from netip.AddrPort) net.Co
 	c, err := l.Accept()
 	require.NoError(t, err)
 	s := n.current.Load()
-	require.True(t, s.begin(func() { s.connectIn(p, c.(*net.TCPConn), from) }))
+	require.True(t, s.beginIn(p, c.(*net.TCPConn), from))
 	return peer
 }
 

@@ -172,6 +172,10 @@ func (s *session) answer(query []byte, tcp bool) []byte {
 	if a := r.fromHosts(query, q); a != nil {
 		return a
 	}
+	if !s.n.takeSocket(DNS) {
+		return answerTo(query, q, dnsServFail)
+	}
+	defer giveSocket()
 	ctx, cancel := context.WithTimeout(s.ctx, lookupTimeout)
 	defer cancel()
 	for _, server := range r.upstream() {

@@ -155,6 +155,12 @@ func (s *session) forwardTCP(r *tcp.ForwarderRequest) {
 		}
 		return
 	}
+	if !s.n.takeSocket(TCP) {
+		r.Complete(true)
+		p.giveBack()
+		return
+	}
+	defer giveSocket()
 	host, err := s.dialOutside(TCP, dst)
 	if err != nil {
 		r.Complete(true)

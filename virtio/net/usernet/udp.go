@@ -337,6 +337,11 @@ func (s *session) serveUDP(f *flow) {
 		s.unreachable(f.key, prohibited)
 		return
 	}
+	if !s.n.takeSocket(UDP) {
+		s.unreachable(f.key, hostUnreachable)
+		return
+	}
+	defer giveSocket()
 	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
 	if err != nil {
 		s.n.stats.failed.Add(1)
