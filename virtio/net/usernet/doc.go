@@ -46,9 +46,13 @@
 // # What a guest can't do
 //
 // Number and buffers of its flows are bounded, and so is the time that a flow
-// outlives its ends. Frames with a source address that is not the guest's are
-// dropped, and so is anything to a multicast or broadcast address other than
-// what the network itself needs. A Policy decides on every flow to the outside.
+// outlives its ends. A packet's source may be any address of the guest's networks,
+// or a link-local one of IPv6, that is not the network's own, and not only the one
+// that the guest was given; none at all is for DHCP, ARP and neighbour discovery.
+// Any other is dropped. The hardware address that a frame is from may be any but
+// zero, the gateway's or a group's, unless Options.MAC says which.
+// Anything to a multicast or broadcast address other than what the network itself
+// needs is dropped. A Policy decides on every flow to the outside.
 //
 // # What is left out
 //
