@@ -1,6 +1,12 @@
 package vsock
 
-import "time"
+import (
+	"errors"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
 
 // UnixConns is how many connections with a Unix socket there are in all devices, and
 // SetMostUnixConns bounds them for those of one device.
@@ -22,3 +28,22 @@ func (d *Device) Waiting() int { return int(d.waiting.Load()) }
 
 // MoreResets is how many resets may wait besides one for each connection.
 const MoreResets = moreResets
+
+// CloseWhileAccepting is Close, with fd a client that the poller has made a
+// connection of and takes up only once Close has ended all connections.
+func (d *Device) CloseWhileAccepting(fd int) error {
+	server := d.unix
+	f, err := d.newFlow(greeting, key{}, newSock(server))
+	if err != nil {
+		return errors.Join(err, unix.Close(fd))
+	}
+	d.dials.Add(1) // what Close waits for last
+	closed := make(chan error, 1)
+	go func() { closed <- d.Close() }()
+	for !f.is(ended) {
+		runtime.Gosched()
+	}
+	server.begin(f, fd)
+	d.dials.Done()
+	return <-closed
+}

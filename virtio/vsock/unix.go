@@ -226,9 +226,19 @@ func (s *unixServer) greet(fd int) {
 		}
 		return
 	}
+	s.begin(f, fd)
+}
+
+// begin waits for the line of f's client, unless the device was closed since f was
+// made.
+func (s *unixServer) begin(f *flow, fd int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.host.(*sock).attach(fd) {
+	switch {
+	case f.state != greeting: // Close was first, and nobody would close fd any more
+		_ = unix.Close(fd)
+		return
+	case !f.host.(*sock).attach(fd):
 		f.fail(errClosed)
 		return
 	}

@@ -509,3 +509,19 @@ func TestUnixCallsAndGivesUp(t *testing.T) {
 		g.until("the calls have ended", func() bool { return g.dev.Stats().Conns == 1 })
 	})
 }
+
+// TestCloseWhileAccepting: a client that Close comes before is closed, as those
+// that had said something.
+func TestCloseWhileAccepting(t *testing.T) {
+	d, err := vsock.New(vsock.Options{CID: guestCID, Path: filepath.Join(socketDir(t), "v.sock")})
+	require.NoError(t, err)
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
+	require.NoError(t, err)
+	client := os.NewFile(uintptr(fds[0]), "client")
+	defer func() { assert.NoError(t, client.Close()) }()
+	require.NoError(t, client.SetReadDeadline(time.Now().Add(patience)))
+	require.NoError(t, d.CloseWhileAccepting(fds[1]))
+	_, err = client.Read(make([]byte, 1))
+	require.ErrorIs(t, err, io.EOF)
+	assert.Zero(t, d.Stats().Conns)
+}
