@@ -102,3 +102,9 @@ type LinkNotifier interface {
 	// also before Start.
 	NotifyLink(f func(up bool))
 }
+
+// Named is implemented by a backend that has a name, as a tap has its interface's.
+type Named interface {
+	// Name tells the backend from every other of this host.
+	Name() string
+}

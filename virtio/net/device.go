@@ -29,9 +29,11 @@ var ErrOptions = errors.New("net: the network device can't be made")
 // Options are what a network device has besides its backend. The zero value is a
 // good one.
 type Options struct {
-	// MAC is the address that the driver is given; nil is StableMAC of Name.
+	// MAC is the address that the driver is given; nil is StableMAC of Name, which
+	// then must be another for each device of a LAN.
 	MAC HardwareAddr
-	// Name stands in log lines and errors; "" is "net".
+	// Name stands in log lines and errors; "" is the backend's, if it is Named (a tap
+	// has its interface's), or "net".
 	Name string
 	// MTU is the largest IP packet, in bytes, that the driver is told of; 0 is the
 	// backend's, if it says. It can't be more than the backend's.
@@ -131,6 +133,9 @@ func New(backend Backend, o Options) (*Device, error) {
 }
 
 func newDevice(backend Backend, o Options, clock virtio.Clock) (*Device, error) {
+	if n, ok := backend.(Named); ok && o.Name == "" {
+		o.Name = n.Name()
+	}
 	if o.Name == "" {
 		o.Name = "net"
 	}

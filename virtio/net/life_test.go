@@ -124,10 +124,39 @@ func TestStableMAC(t *testing.T) {
 		seen[mac.String()] = true
 	}
 	assert.Len(t, seen, 1000)
-	dev, err := virtionet.New(newFake(), virtionet.Options{Name: "tap0"})
-	require.NoError(t, err)
-	assert.Equal(t, virtionet.StableMAC("tap0"), dev.MAC())
-	assert.NoError(t, dev.Close())
+}
+
+// named is a backend that has a name.
+type named struct {
+	*fake
+	name string
+}
+
+func (n named) Name() string { return n.name }
+
+// TestDefaultMAC: devices on two taps of one bridge have two addresses, also when the
+// program says nothing of either.
+func TestDefaultMAC(t *testing.T) {
+	for name, tc := range map[string]struct {
+		backend virtionet.Backend
+		o       virtionet.Options
+		want    virtionet.HardwareAddr
+	}{
+		"a name given":                     {newFake(), virtionet.Options{Name: "wan"}, virtionet.StableMAC("wan")},
+		"one given over the backend's":     {named{newFake(), "tap0"}, virtionet.Options{Name: "wan"}, virtionet.StableMAC("wan")},
+		"the backend's":                    {named{newFake(), "tap0"}, virtionet.Options{}, virtionet.StableMAC("tap0")},
+		"another backend's":                {named{newFake(), "tap1"}, virtionet.Options{}, virtionet.StableMAC("tap1")},
+		"a backend that has none":          {newFake(), virtionet.Options{}, virtionet.StableMAC("net")},
+		"a backend whose name is empty":    {named{newFake(), ""}, virtionet.Options{}, virtionet.StableMAC("net")},
+		"an address given over every name": {named{newFake(), "tap0"}, virtionet.Options{Name: "wan", MAC: guestMAC}, guestMAC},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dev, err := virtionet.New(tc.backend, tc.o)
+			require.NoError(t, err)
+			assert.Equal(t, tc.want, dev.MAC())
+			assert.NoError(t, dev.Close())
+		})
+	}
 }
 
 // TestBeforeDriverOK: nothing is taken from a queue, whatever is notified (rule 2).

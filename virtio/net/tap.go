@@ -62,6 +62,7 @@ type Tap struct {
 var (
 	_ Backend      = (*Tap)(nil)
 	_ LinkNotifier = (*Tap)(nil)
+	_ Named        = (*Tap)(nil)
 )
 
 // tapPair is a queue of the interface.
@@ -88,7 +89,7 @@ func (t *Tap) MaxPairs() int { return len(t.pairs) }
 // MTU implements Backend: the interface's, when it was opened.
 func (t *Tap) MTU() int { return t.mtu }
 
-// Name is the interface's name.
+// Name implements Named: it is the interface's.
 func (t *Tap) Name() string { return t.name }
 
 // IsUp reports whether the interface is up on the host, and false if that can't be

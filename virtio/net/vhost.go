@@ -55,7 +55,7 @@ type vhostKernel interface {
 type vhostTap interface {
 	Backend
 	LinkNotifier
-	Name() string
+	Named
 	IsUp() bool
 	// with calls f with the file of a pair's queue, which stays open meanwhile.
 	with(pair int, f func(fd int) error) error
@@ -182,7 +182,7 @@ func (v *VHost) MaxPairs() int { return len(v.kernels) }
 // MTU implements Backend: the interface's, when it was opened.
 func (v *VHost) MTU() int { return v.tap.MTU() }
 
-// Name is the interface's name.
+// Name implements Named: it is the interface's.
 func (v *VHost) Name() string { return v.tap.Name() }
 
 // IsUp is [Tap.IsUp].

@@ -63,6 +63,25 @@ func TestMACsDiffer(t *testing.T) {
 	}
 }
 
+// TestMACsStay: a guest that leases an address or names its interface by its MAC has the same with the
+// next version of vole.
+func TestMACsStay(t *testing.T) {
+	for _, tc := range []struct {
+		n     Net
+		index int
+		want  string
+	}{
+		{Net{Tap: "tap0"}, 0, "7a:47:ab:c5:f5:b7"},
+		{Net{Tap: "tap0", VHost: true}, 1, "46:9a:1a:70:bb:f9"},
+		{Net{User: true}, 0, "f6:8b:ea:e6:9e:64"},
+		{Net{User: true}, 1, "9e:45:27:4a:f0:e7"},
+	} {
+		p, err := tc.n.plan(tc.index)
+		require.NoError(t, err)
+		assert.Equal(t, tc.want, p.device.MAC.String())
+	}
+}
+
 // TestConnections: every kind of connection opens, shows its type, and leaves nothing behind.
 func TestConnections(t *testing.T) {
 	dir := t.TempDir()
