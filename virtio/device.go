@@ -53,6 +53,16 @@ type Counting interface {
 	Counters() []Counter
 }
 
+// Describing is implemented by devices that say what they were made with, for
+// reports.
+type Describing interface {
+	// Describe gives the type's own words ("tap", "mtu") their values: bools,
+	// numbers, strings, lists of strings, and maps from strings to them. It is
+	// as long as the options were, and has nothing that must stay secret. The map is
+	// the caller's. Describe may be called at any time.
+	Describe() map[string]any
+}
+
 // Activation is what a device works with from DRIVER_OK to its reset.
 type Activation struct {
 	// Features are those that the driver acknowledged: what is not in them is

@@ -40,6 +40,9 @@ type BootInfo struct {
 type DeviceReport struct {
 	// Type is the device type's name: "block", "net".
 	Type string `json:"type"`
+	// Config is what the device was made with, if it says so (virtio.Describing): with
+	// the keys of vmm/spec where there are some.
+	Config map[string]any `json:"config,omitempty"`
 	// Counters are the numbers that the device keeps of its work, if it does.
 	Counters []virtio.Counter `json:"counters,omitempty"`
 }
@@ -77,16 +80,23 @@ func (m *Machine) Report() Report {
 	list := m.cfg.Devices
 	m.mu.Unlock()
 	for _, d := range list {
-		dr := DeviceReport{Type: d.Type().String()}
-		if c, ok := d.(virtio.Counting); ok {
-			dr.Counters = c.Counters()
-		}
-		r.Devices = append(r.Devices, dr)
+		r.Devices = append(r.Devices, reportDevice(d))
 	}
 	select {
 	case <-m.done:
 		r.Exit = m.exit
 	default:
+	}
+	return r
+}
+
+func reportDevice(d virtio.Device) DeviceReport {
+	r := DeviceReport{Type: d.Type().String()}
+	if c, ok := d.(virtio.Describing); ok {
+		r.Config = c.Describe()
+	}
+	if c, ok := d.(virtio.Counting); ok {
+		r.Counters = c.Counters()
 	}
 	return r
 }

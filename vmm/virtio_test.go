@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -185,6 +186,24 @@ func TestFailedNewClosesDevices(t *testing.T) {
 			})
 		}
 	})
+}
+
+// described is a device that says what it was made with.
+type described struct{ virtio.Device }
+
+func (described) Describe() map[string]any { return map[string]any{"path": "/x"} }
+
+// TestReportOfDevices: a device says in a report what it likes to.
+func TestReportOfDevices(t *testing.T) {
+	plain := rng.New(nil)
+	for want, d := range map[string]virtio.Device{
+		`{"type":"rng"}`:                        plain,
+		`{"type":"rng","config":{"path":"/x"}}`: described{plain},
+	} {
+		b, err := json.Marshal(reportDevice(d))
+		require.NoError(t, err)
+		assert.Equal(t, want, string(b))
+	}
 }
 
 // TestCloseClosesDevices: once, however often it is called.

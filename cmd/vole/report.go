@@ -121,13 +121,7 @@ func (r *runReport) text() []byte {
 	if len(r.Devices) > 0 {
 		b.WriteString("devices   virtio, in the order of their slots\n")
 		for _, d := range r.Devices {
-			var counts []string
-			for _, c := range d.Counters {
-				if c.Value > 0 {
-					counts = append(counts, fmt.Sprintf("%s %d", c.Name, c.Value))
-				}
-			}
-			fmt.Fprintf(&b, "  %s\n", strings.TrimSpace(fmt.Sprintf("%-9s %s", d.Type, strings.Join(counts, ", "))))
+			fmt.Fprintf(&b, "  %s\n", strings.TrimSpace(fmt.Sprintf("%-9s %s", d.Type, strings.Join(deviceText(d), "\n            "))))
 		}
 	}
 	if m := r.Resident; m != nil {

@@ -101,7 +101,16 @@ func TestReportText(t *testing.T) {
 			Timeline: []vmm.Mark{{Name: vmm.MarkCreated, At: 5 * time.Millisecond}, {Name: vmm.MarkExit, At: 1500 * time.Millisecond}},
 			Exits:    map[string]uint64{"port-out": 7, "mmio-write": 20, "port-in": 7, "halt": 0},
 			Exit:     vmm.Exit{Reason: vmm.Panic, Err: errors.New("sysrq")},
-			Devices:  []vmm.DeviceReport{{Type: "net", Counters: []virtio.Counter{{Name: "frames in", Value: 5}, {Name: "none"}, {Name: "bytes in", Value: 300}}}, {Type: "rng"}},
+			Devices: []vmm.DeviceReport{
+				{
+					Type:     "net",
+					Config:   map[string]any{"mac": "02:00:00:00:00:01", "mtu": 1500, "tap": "tap0", "vhost": true, "off": false, "publish": []string{"127.0.0.1:1:2", "127.0.0.1:3:4"}},
+					Counters: []virtio.Counter{{Name: "frames in", Value: 5}, {Name: "none"}, {Name: "bytes in", Value: 300}},
+				},
+				{Type: "console", Config: map[string]any{"consoles": 1, "ports": map[string]string{"b": "", "a": "/tmp/a b\n"}}},
+				{Type: "vsock", Counters: []virtio.Counter{{Name: "sent", Value: 1}}},
+				{Type: "rng"},
+			},
 		},
 		Started: atMain.Add(-2 * time.Millisecond), Cmdline: "console=ttyS0", Resident: &resident{100 << 20, 6 << 20, 3 << 19},
 	}
@@ -124,7 +133,10 @@ exits     to user space
   port-in            7
   port-out           7
 devices   virtio, in the order of their slots
-  net       frames in 5, bytes in 300
+  net       mac=02:00:00:00:00:01 mtu=1500 publish=127.0.0.1:1:2 publish=127.0.0.1:3:4 tap=tap0 vhost
+            frames in 5, bytes in 300
+  console   consoles=1 ports=a:"/tmp/a b\n" ports=b:""
+  vsock     sent 1
   rng
 resident  at the end
   guest          100.0 MiB of the guest's 512M

@@ -40,9 +40,9 @@ from which later runs boot faster; --boot says otherwise. A signal cuts the unpa
 A guest that resets ends the run, or with --on-reset restart is started again, unless ten in a row
 have reset within five seconds each. --timeout is for all of them together.
 
---report writes a timeline from the start of the process, the vCPUs' exits by kind and the memory
-used: as text to stderr for -, otherwise to a file, as JSON if its name ends in .json; if it ends in
-.svg, it is a picture of the timeline.`
+--report writes a timeline from the start of the process, the vCPUs' exits by kind, what each device
+was made with and has done, and the memory used: as text to stderr for -, otherwise to a file, as
+JSON if its name ends in .json; if it ends in .svg, it is a picture of the timeline.`
 
 const runExitCodes = `  0        the guest powered off, or wrote 0 to the debug exit port
   1        an error on the host

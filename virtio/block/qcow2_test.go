@@ -156,6 +156,23 @@ func TestQcow2Reads(t *testing.T) {
 
 // TestQcow2LargeClusters reads a compressed cluster that a decompressor gives
 // in several pieces.
+// TestQcow2Describe: a report names the file and what it is, also below an overlay.
+func TestQcow2Describe(t *testing.T) {
+	b, _ := testQcow2(3)
+	path := b.file(t)
+	for cow, want := range map[COW]map[string]any{
+		COWNone:   {"file": path, "format": "qcow2", "cache": "writeback", "ro": true, "queues": 1},
+		COWMemory: {"file": path, "format": "qcow2", "cache": "writeback", "ro": false, "queues": 1, "cow": "memory"},
+	} {
+		img, err := Open(OpenOptions{Path: path, Format: FormatQcow2, ReadOnly: cow == COWNone, COW: cow})
+		require.NoError(t, err)
+		d, err := New(img, Options{})
+		require.NoError(t, err)
+		assert.Equal(t, want, d.Describe())
+		assert.NoError(t, d.Close())
+	}
+}
+
 func TestQcow2LargeClusters(t *testing.T) {
 	const bits, cluster = 18, 1 << 18
 	r := rand.New(rand.NewPCG(2, 2))

@@ -111,9 +111,10 @@ type Device struct {
 }
 
 var (
-	_ virtio.Device   = (*Device)(nil)
-	_ virtio.Counting = (*Device)(nil)
-	_ io.Closer       = (*Device)(nil)
+	_ virtio.Device     = (*Device)(nil)
+	_ virtio.Counting   = (*Device)(nil)
+	_ virtio.Describing = (*Device)(nil)
+	_ io.Closer         = (*Device)(nil)
 )
 
 // State is the device's registers.

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"maps"
 	"sync/atomic"
 
 	"github.com/vole-vmm/vole/virtio"
@@ -13,6 +14,16 @@ type counters struct {
 	errors             atomic.Uint64          // replies with an error
 	malformed          atomic.Uint64          // requests that no file system can have been meant to see
 	panics, outOfLocks atomic.Uint64
+}
+
+// Describe implements virtio.Describing: the tag, and what the file system says of
+// itself, if it does.
+func (d *Device) Describe() map[string]any {
+	m := map[string]any{"tag": d.opts.Tag, "queues": d.opts.Queues}
+	if f, ok := d.session.fsys.(virtio.Describing); ok {
+		maps.Copy(m, f.Describe())
+	}
+	return m
 }
 
 // Counters implements virtio.Counting: the data, what went wrong, and the requests

@@ -467,6 +467,15 @@ func TestVHostCounters(t *testing.T) {
 	assert.NoError(t, d.Close())
 }
 
+// TestDescribe: a report says which interface a device stands on, and who moves its frames.
+func TestDescribe(t *testing.T) {
+	vhost, err := New(newVHost(&fakeTap{pairs: 2}, []vhostKernel{newFakeKernel(0), newFakeKernel(1)}, nil), Options{MAC: HardwareAddr{2, 0, 0, 0, 0, 1}})
+	require.NoError(t, err)
+	assert.Equal(t, map[string]any{"tap": "fake", "vhost": true, "mac": "02:00:00:00:00:01", "mtu": 1500, "queues": 2}, vhost.Describe())
+	assert.NoError(t, vhost.Close())
+	assert.Equal(t, map[string]any{"tap": "tap0", "vhost": false}, (&Tap{name: "tap0"}).Describe())
+}
+
 // TestVHostLayout: the structures of linux/vhost.h and the numbers of the requests, which
 // have the sizes in them.
 func TestVHostLayout(t *testing.T) {

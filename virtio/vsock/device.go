@@ -107,8 +107,9 @@ type Device struct {
 }
 
 var (
-	_ virtio.Device   = (*Device)(nil)
-	_ virtio.Counting = (*Device)(nil)
+	_ virtio.Device     = (*Device)(nil)
+	_ virtio.Counting   = (*Device)(nil)
+	_ virtio.Describing = (*Device)(nil)
 )
 
 // State is the device's registers.

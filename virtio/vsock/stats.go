@@ -49,6 +49,18 @@ func (d *Device) Stats() Stats {
 	}
 }
 
+// Describe implements virtio.Describing: the path is that of the Unix socket, if one
+// is served.
+func (d *Device) Describe() map[string]any {
+	m := map[string]any{"cid": d.cid}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.unix != nil {
+		m["path"] = d.unix.path
+	}
+	return m
+}
+
 // Counters implements virtio.Counting: "sent" and "received" are the guest's, as with
 // the other devices.
 func (d *Device) Counters() []virtio.Counter {

@@ -238,7 +238,29 @@ func (n Net) backend(p *netPlan, rules []usernet.Rule, log *slog.Logger) (virtio
 			return nil, &FieldError{"publish", err}
 		}
 	}
-	return network, nil
+	return userNet{network, n, rules}, nil
+}
+
+// userNet is a user network that says in a report how it was described.
+type userNet struct {
+	*usernet.Network
+	net   Net
+	rules []usernet.Rule
+}
+
+var _ virtio.Describing = userNet{}
+
+// Describe implements virtio.Describing.
+func (u userNet) Describe() map[string]any {
+	m := map[string]any{"user": true, "restrict": u.net.Restrict, "host-loopback": u.net.HostLoopback}
+	var publish []string
+	for _, r := range u.rules {
+		publish = append(publish, r.String())
+	}
+	if publish != nil {
+		m["publish"] = publish
+	}
+	return m
 }
 
 // publishRules reads the rules for published ports, which lead into the first user network.

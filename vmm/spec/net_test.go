@@ -43,7 +43,7 @@ func TestRestrict(t *testing.T) {
 		require.NoError(t, err)
 		b, err := n.backend(&p, nil, nil)
 		require.NoError(t, err)
-		assert.Equal(t, restrict, b.(*usernet.Network).Allows(outside) != nil)
+		assert.Equal(t, restrict, b.(userNet).Allows(outside) != nil)
 		assert.NoError(t, b.Close())
 	}
 }

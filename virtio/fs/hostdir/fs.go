@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -262,6 +263,16 @@ func (f *FS) closeRoot() {
 
 // Dir is the directory shared, its links followed.
 func (f *FS) Dir() string { return f.dir }
+
+// Describe says for a report what is shared (virtio.Describing): the directory and those
+// below it that may be changed in a share that is read-only.
+func (f *FS) Describe() map[string]any {
+	m := map[string]any{"dir": f.dir, "ro": f.opts.ReadOnly, "cache": f.opts.Cache.String()}
+	if len(f.opts.Writable) > 0 {
+		m["rw"] = slices.Clone(f.opts.Writable)
+	}
+	return m
+}
 
 // String implements [fuse.RawFileSystem].
 func (f *FS) String() string { return "hostdir:" + f.dir }
