@@ -275,6 +275,10 @@ func (s *execSession) options(writable []string) (_ harness.Options, err error) 
 		if err != nil {
 			return harness.Options{}, err
 		}
+		// It is made when there is a machine, which needs more than a good path.
+		if err := v.CheckPath(); err != nil {
+			return harness.Options{}, fmt.Errorf("--vsock: %w", err)
+		}
 		s.vsock, o.CID = v.Path, cid
 		s.machine.Vsock = nil
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -76,7 +77,7 @@ type unixServer struct {
 // Options.MaxConns, but in all devices of this process no more than a sixteenth of
 // RLIMIT_NOFILE; one more is closed, or refused to the guest.
 func (d *Device) ServeUnix(path string) error {
-	if err := checkPath(path); err != nil {
+	if err := CheckPath(path); err != nil {
 		return err
 	}
 	p, err := newPoller()
@@ -108,7 +109,9 @@ func (d *Device) ServeUnix(path string) error {
 	return errors.Join(refused, s.close(), p.close())
 }
 
-func checkPath(path string) error {
+// CheckPath says why ServeUnix could not make a socket at path, as far as that can be
+// known without making one. Errors wrap ErrConfig.
+func CheckPath(path string) error {
 	switch {
 	case path == "":
 		return fmt.Errorf("%w: the path of the Unix socket is empty", ErrConfig)
@@ -122,9 +125,20 @@ func checkPath(path string) error {
 	case err == nil:
 		return existing(path)
 	case !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w: the Unix socket: %w", ErrConfig, err)
+		return unmakable(path, err)
+	}
+	if _, err := os.Stat(filepath.Dir(path)); err != nil {
+		return unmakable(path, err)
 	}
 	return nil
+}
+
+func unmakable(path string, err error) error {
+	var of *fs.PathError
+	if errors.As(err, &of) {
+		err = of.Err // it is about path, too
+	}
+	return fmt.Errorf("%w: %s: the Unix socket can't be made: %w", ErrConfig, path, err)
 }
 
 func existing(path string) error {
@@ -142,7 +156,7 @@ func (s *unixServer) listen() error {
 	case err == unix.EADDRINUSE:
 		return errors.Join(existing(s.path), unix.Close(fd))
 	case err != nil:
-		return errors.Join(fmt.Errorf("%w: %s: the Unix socket can't be made: %w", ErrConfig, s.path, err), unix.Close(fd))
+		return errors.Join(unmakable(s.path, err), unix.Close(fd))
 	}
 	s.fd = fd
 	if err = unix.Lstat(s.path, &s.node); err == nil {

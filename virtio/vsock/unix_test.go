@@ -279,7 +279,9 @@ func TestUnixPath(t *testing.T) {
 		_, err := vsock.New(vsock.Options{CID: 3, Path: c.path})
 		require.ErrorIs(t, err, vsock.ErrConfig, c.name)
 		assert.ErrorContains(t, err, c.say, c.name)
+		assert.EqualError(t, vsock.CheckPath(c.path), err.Error(), c.name)
 	}
+	require.NoError(t, vsock.CheckPath(path(107)))
 	d, err := vsock.New(vsock.Options{CID: 3})
 	require.NoError(t, err)
 	require.ErrorIs(t, d.ServeUnix(""), vsock.ErrConfig)

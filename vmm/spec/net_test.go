@@ -138,6 +138,7 @@ func TestRefusedBeforeAnything(t *testing.T) {
 	}{
 		"a path without room for a port": {Machine{Vsock: &Vsock{Path: long}}, "vsock", "97 bytes"},
 		"a port's name":                  {Machine{Ports: []Port{{"a b", "p"}}}, "port", "space"},
+		"one path for two sockets":       {Machine{Vsock: &Vsock{Path: "p"}, Ports: []Port{{"a", "p"}}}, "port", "p is the path of the vsock, too"},
 		"a port that is a directory":     {Machine{Ports: []Port{{"..", "p"}}}, "port", "directory"},
 		"any port of the host":           {Machine{Nets: []Net{{User: true}}, Publish: []string{"0:80"}}, "publish", "port 0"},
 		"limits with vhost":              {Machine{Nets: []Net{{Tap: "t", VHost: true, RXBPS: "1M"}}}, "net", "vhost"},

@@ -208,6 +208,11 @@ func (m Machine) Config() (vmm.Config, error) {
 	if err := checkPorts(m.Ports); err != nil {
 		return vmm.Config{}, &FieldError{"port", err}
 	}
+	for _, p := range m.Ports {
+		if m.Vsock != nil && p.Path == m.Vsock.Path {
+			return vmm.Config{}, bad("port", "%s is the path of the vsock, too", p.Path)
+		}
+	}
 	if err := checkShares(m.Shares); err != nil {
 		return vmm.Config{}, &FieldError{"share", err}
 	}

@@ -62,6 +62,9 @@ func (v Vsock) GuestCID() (uint32, error) {
 	return uint32(n), nil
 }
 
+// CheckPath says why the socket can't be made as the host is now, for who makes it later than its device.
+func (v Vsock) CheckPath() error { return vsock.CheckPath(v.Path) }
+
 // device makes the device and its socket.
 func (v Vsock) device(log *slog.Logger) (*vsock.Device, error) {
 	cid, err := v.GuestCID()
