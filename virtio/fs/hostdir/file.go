@@ -376,6 +376,9 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 		return status(err)
 	}
 	defer f.unref(h)
+	if !h.writes {
+		return fuse.EBADF
+	}
 	if err := f.killFor(&in.InHeader, h.fd); err != nil {
 		return status(err)
 	}

@@ -281,6 +281,28 @@ func TestReadOnly(t *testing.T) {
 	}
 }
 
+// TestReadOnlyKeepsBits: what clears set-user-ID bits before a file changes leaves those of
+// a file alone that the handle can't change.
+func TestReadOnlyKeepsBits(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(dir+"/file", []byte("text"), 0o600))
+	require.NoError(t, unix.Chmod(dir+"/file", 0o6755))
+	for _, ro := range []bool{true, false} {
+		c := share(t, hostdir.Options{Dir: dir, ReadOnly: ro})
+		node := c.node("file")
+		fh := c.opened(node, unix.O_RDONLY)
+		h := c.header(node)
+		h.Uid = 1000
+		assert.Equal(t, fuse.EBADF, c.fs.Fallocate(nil, &fuse.FallocateIn{InHeader: h, Fh: fh, Length: 10}))
+		_, st := c.fs.CopyFileRange(nil, &fuse.CopyFileRangeIn{InHeader: h, FhIn: fh, NodeIdOut: node, FhOut: fh, Len: 4})
+		assert.Equal(t, fuse.EBADF, st)
+		_, st = c.write(node, fh, 0, "x", fuse.WRITE_KILL_SUIDGID)
+		assert.Equal(t, fuse.EBADF, st)
+		assert.Equal(t, "6755", fmt.Sprintf("%o", c.hostStat("file").Mode&0o7777))
+		c.release(node, fh)
+	}
+}
+
 func TestHidden(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.MkdirAll(dir+"/up/secret/deep", 0o755))
