@@ -32,6 +32,9 @@ const (
 	// MaxBlocked is how many requests of a device can wait for a lock. One more
 	// fails with ENOLCK.
 	MaxBlocked = 64
+	// MaxSyncs is how many SYNCFS of a device are waited for apart from its workers.
+	// One more takes a worker.
+	MaxSyncs = 64
 )
 
 const (
@@ -91,6 +94,15 @@ type Negotiating interface {
 	MountOptions() *fuse.MountOptions
 }
 
+// Syncing is implemented by a FileSystem that can bring what was written to stable
+// storage. Without it the guest's kernel takes sync(2) to be done at once.
+type Syncing interface {
+	// SyncFS does that with all that was written before. It may take as long as the disks
+	// do, and is called by any number of goroutines at a time. When cancel is closed
+	// the session ends, and so does the wait, with EINTR.
+	SyncFS(cancel <-chan struct{}) fuse.Status
+}
+
 // config is the device's configuration space (5.11.4).
 type config struct {
 	Tag              [MaxTag]byte
@@ -103,7 +115,8 @@ type Device struct {
 	opts    Options
 	session session
 	blocked chan struct{} // has an element for each request that may wait for a lock
-	spare   sync.Pool     // of requests that did
+	syncs   chan struct{} // and for each that waits for the disks
+	spare   sync.Pool     // of requests that did either
 	buffers buffers
 	stats   counters
 	log     logger
@@ -170,7 +183,7 @@ func newDevice(fsys FileSystem, o Options) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Device{ConfigSpace: space, opts: o, blocked: make(chan struct{}, MaxBlocked)}
+	d := &Device{ConfigSpace: space, opts: o, blocked: make(chan struct{}, MaxBlocked), syncs: make(chan struct{}, MaxSyncs)}
 	d.log = logger{to: o.Logger, tag: o.Tag, start: time.Now()}
 	d.session = session{fsys: fsys, options: d.mountOptions(fsys)}
 	return d, nil

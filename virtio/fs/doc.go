@@ -9,7 +9,9 @@
 // Each has a crew of workers: one takes requests while the others carry them out,
 // so that a slow disk under one request holds up no other. A lock that has to be
 // waited for leaves the crew: such requests have goroutines of their own, a
-// bounded number, and are cancelled by INTERRUPT, DESTROY and a reset.
+// bounded number, and are cancelled by INTERRUPT, DESTROY and a reset. So does a
+// SYNCFS, which waits for the disks ([Syncing]); with more of them than there are
+// goroutines for, each takes a worker.
 //
 // # Sessions
 //
@@ -34,7 +36,7 @@
 // # Left out
 //
 // DAX (a window of shared memory), notifications to the guest, and requests in
-// big-endian. A pause waits for a lock that a request waits for.
+// big-endian. A pause waits for a lock, or the disks, that a request waits for.
 //
 // The device follows VIRTIO 1.2, section 5.11 (File System Device), and FUSE's
 // protocol 7, as Linux has it in include/uapi/linux/fuse.h.

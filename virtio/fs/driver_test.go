@@ -27,6 +27,7 @@ const (
 	opSetxattr, opGetxattr, opInit, opOpendir, opReaddir         = 21, 22, 26, 27, 28
 	opSetlk, opSetlkw, opCreate, opInterrupt, opBmap, opDestroy  = 32, 33, 35, 36, 37, 38
 	opIoctl, opNotifyReply, opBatchForget, opReaddirplus, opLast = 39, 41, 42, 44, 52
+	opSyncfs                                                     = 50
 
 	entrySize, attrSize, openSize, createSize = 128, 104, 16, 144
 	initOutSize                               = 64

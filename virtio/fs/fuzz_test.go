@@ -368,6 +368,8 @@ func FuzzRequests(f *testing.F) {
 	f.Add(all(mount, settle, []byte{stepRequest, 0, 0, opBatchForget, 0, 0, 0, 24, 0}, words(1, 0, uint64(1), uint64(1)), []byte{stepRequest, 0, 0, opInterrupt, 0, 16, 0, 8, 0}, words(uint64(1))))
 	f.Add(all([]byte{stepBytes, 1, 0, 100, 0, 60, 0}, make([]byte, 60), []byte{stepChain, 1, 0, 0, 1, 40, 0, 1, 1, 1, 0, 1, 100, 0, 2, 0}))
 	f.Add(all(mount, settle, req(opIoctl, 1, 1000, words(uint64(1), 0, 1, uint64(0), 16, 32, make([]byte, 16))), req(52, 1, 400, make([]byte, 24)), req(47, 1, 40, make([]byte, 56))))
+	f.Add(all(mount, settle, create, settle, req(opWrite, 2, 24, append(readIn(2, 0, 9), make([]byte, 9)...)), req(opSyncfs, 1, 16, words(uint64(0))), req(opSyncfs, 0, 16, words(uint64(1))), req(opDestroy, 0, 16, nil), req(opSyncfs, 1, 16, words(uint64(0)))))
+	f.Add(all(mount, settle, req(opSyncfs, 1, 15, words(uint64(0))), req(opSyncfs, 1, 16, nil), []byte{stepPause}, req(opSyncfs, 1, 100, make([]byte, 64)), []byte{stepReset}))
 	g := newFuzzGuest(f)
 	var growth virtiotest.Growth
 	f.Fuzz(func(t *testing.T, input []byte) {

@@ -61,6 +61,7 @@ func TestMalformed(t *testing.T) {
 		"a list of 4 GiB":           {opReaddir, readIn(1, 0, -1), 4096, syscall.EINVAL},
 		"the library's own name":    {opLookup, words(".go-fuse-epoll-hack"), entrySize, syscall.ENOENT},
 		"its creation":              {opCreate, words(0, 0, 0, 0, ".go-fuse-epoll-hack"), createSize, syscall.ENOENT},
+		"a short syncfs":            {opSyncfs, nil, 0, syscall.EINVAL},
 		"an ioctl of 4 GiB":         {opIoctl, words(uint64(1), 0, 1, uint64(0), 0, -1), 4096, syscall.EINVAL},
 	} {
 		t.Run(name, func(t *testing.T) {

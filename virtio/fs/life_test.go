@@ -346,7 +346,7 @@ func TestStress(t *testing.T) {
 					{opRead, readIn(fh, 0, 2048)}, {opWrite, append(readIn(fh, 0, 1000), make([]byte, 1000)...)},
 					{opSetlkw, lkIn(fh, syscall.F_WRLCK)}, {opSetlk, lkIn(fh, syscall.F_UNLCK)}, {opReaddirplus, readIn(1, 0, 2048)},
 					{opInit, words(7, 36, 0, allFlags)}, {opForget, words(uint64(1))}, {opInterrupt, words(g.unique - uint64(rnd.IntN(20)))},
-					{opDestroy, nil},
+					{opSyncfs, words(uint64(0))}, {opDestroy, nil},
 				}
 				r := list[rnd.IntN(len(list))]
 				if r.op == opDestroy && rnd.IntN(10) > 0 {

@@ -90,6 +90,13 @@ func (t *tree) count(n *int) int {
 	return *n
 }
 
+// SyncFS waits if the hook does.
+func (t *tree) SyncFS(cancel <-chan struct{}) fuse.Status {
+	status, out := t.in("syncfs", cancel)
+	defer out()
+	return status
+}
+
 func (t *tree) MountOptions() *fuse.MountOptions { return &t.options }
 
 func (t *tree) Reset() {

@@ -36,6 +36,7 @@ const (
 	opNotifyReply = 41
 	opBatchForget = 42
 	opReaddirPlus = 44
+	opSyncFS      = 50
 
 	opcodes = 53
 )
@@ -126,6 +127,7 @@ var kinds = [opcodes]kind{
 	45:            {name: "rename2", in: 56, names: true},
 	46:            {name: "lseek", in: 64, out: 8},
 	47:            {name: "copyfilerange", in: 96, out: 8},
+	opSyncFS:      {name: "syncfs", in: 48},
 	51:            {name: "tmpfile", in: 56, out: 144, names: true},
 	52:            {name: "statx", in: 64, out: 288},
 }

@@ -60,10 +60,10 @@ func newRequest(d *Device, q *virtio.Queue) *request {
 	return r
 }
 
-// serve carries a request out that was popped and gives it back. It reports false,
-// and has done neither, if the request may have to wait for a lock: it has a place
-// among those then, and waitForLock is to follow.
-func (r *request) serve() bool {
+// serve carries a request out that was popped and gives it back. It has done neither
+// if the request may have to wait for long: then it has a place among those, which is
+// returned, and serveApart is to follow.
+func (r *request) serve() (place chan struct{}) {
 	errno := r.parse()
 	switch {
 	case errno != 0:
@@ -80,23 +80,30 @@ func (r *request) serve() bool {
 	case r.opcode == opSetLkw:
 		select {
 		case r.d.blocked <- struct{}{}:
-			return false
+			return r.d.blocked
 		default:
 			r.d.stats.outOfLocks.Add(1)
 			r.end(r.status(syscall.ENOLCK))
 		}
+	case r.opcode == opSyncFS:
+		select {
+		case r.d.syncs <- struct{}{}:
+			return r.d.syncs
+		default:
+			r.end(r.ask())
+		}
 	default:
 		r.end(r.ask())
 	}
-	return true
+	return nil
 }
 
-// waitForLock carries a request out that may have to wait for a lock. It is called
-// by a goroutine of the device, and returns at once.
-func (d *Device) waitForLock(r *request) {
+// serveApart carries a request out that may have to wait for long, and frees its
+// place. It is called by a goroutine of the device, and returns at once.
+func (d *Device) serveApart(r *request, place chan struct{}) {
 	d.work.Go(func() {
 		n := r.ask()
-		<-d.blocked
+		<-place
 		r.end(n)
 		d.spare.Put(r)
 	})
@@ -330,6 +337,9 @@ func (r *request) handle(server *fuse.ProtocolServer) (n int) {
 			n = -1
 		}
 	}()
+	if r.opcode == opSyncFS {
+		return r.syncFS()
+	}
 	n, status := server.HandleRequest(r.readable, r.writable)
 	switch {
 	case n == 0 && status == fuse.OK && (r.kind.silent || r.opcode == opInterrupt):
@@ -338,6 +348,15 @@ func (r *request) handle(server *fuse.ProtocolServer) (n int) {
 		return -1 // longer than there was room for
 	}
 	return n
+}
+
+// syncFS answers SYNCFS, which the library does not know.
+func (r *request) syncFS() int {
+	s, ok := r.d.session.fsys.(Syncing)
+	if !ok {
+		return r.status(syscall.ENOSYS)
+	}
+	return r.status(syscall.Errno(s.SyncFS(r.d.session.ends())))
 }
 
 // errno is the status in a reply of n bytes, EIO for one that can't be sent.

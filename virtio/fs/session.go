@@ -126,6 +126,13 @@ func (s *session) end() bool {
 	return true
 }
 
+// ends is closed when the session is to end. It is for who has entered.
+func (s *session) ends() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
+}
+
 func (s *session) isOpen() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -20,8 +20,8 @@ func (w *worker) run() {
 		if !ok {
 			continue
 		}
-		if !w.r.serve() {
-			w.d.waitForLock(w.r)
+		if place := w.r.serve(); place != nil {
+			w.d.serveApart(w.r, place)
 			w.r = newRequest(w.d, w.q)
 		}
 	}

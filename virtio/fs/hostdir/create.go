@@ -31,7 +31,10 @@ func (f *FS) begin(header *fuse.InHeader, name string) (maker, error) {
 	return maker{f, dir, fd, &header.Caller}, nil
 }
 
-func (m *maker) end() { m.f.unpin(m.dir) }
+func (m *maker) end() {
+	m.f.wrote(m.dir.key.mount)
+	m.f.unpin(m.dir)
+}
 
 // mode is the mode that a new file is to have. umask is the caller's; a default
 // ACL of the directory stands in for it.
@@ -272,7 +275,7 @@ func (f *FS) created(fd int, in *fuse.CreateIn, st *unix.Statx_t, out *fuse.Crea
 		return status(err)
 	}
 	defer f.unpin(node)
-	h, err := f.addHandle(node, fd, in.Flags&unix.O_ACCMODE != unix.O_RDONLY)
+	h, err := f.addHandle(node, fd, in.Flags&unix.O_ACCMODE != unix.O_RDONLY, st.Mnt_id)
 	if err != nil {
 		f.unlookup(node)
 		return status(err)

@@ -35,7 +35,7 @@ func (f *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse
 			return status(err)
 		}
 	}
-	h, err := f.addHandle(node, fd, false)
+	h, err := f.addHandle(node, fd, false, node.key.mount)
 	if err != nil {
 		return status(err)
 	}

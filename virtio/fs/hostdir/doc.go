@@ -55,6 +55,12 @@
 // away while it is not has a descriptor as directories do, until the guest forgets
 // it: a process there may be between looking it up and opening it.
 //
+// # What is stable
+//
+// A change is in the host's page cache when its request is answered. FSYNC brings one
+// file to the disk, [FS.SyncFS] all that the guest has changed, by syncfs(2) of the mounts
+// in which that was: the share does not keep count of files, only of mounts.
+//
 // # What is left out
 //
 // DAX windows, ioctl and poll on files, whiteouts (RENAME_WHITEOUT, device 0:0),

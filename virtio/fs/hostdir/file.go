@@ -56,12 +56,16 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 		return status(err)
 	}
 	if flags&unix.O_TRUNC != 0 || !g.own {
-		if err := statFD(fd, &g.st); err != nil {
-			_ = unix.Close(fd)
-			return status(err)
-		}
+		err = statFD(fd, &g.st)
 	}
-	h, err := f.addHandle(node, fd, writes)
+	if flags&unix.O_TRUNC != 0 {
+		f.wrote(g.st.Mnt_id)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return status(err)
+	}
+	h, err := f.addHandle(node, fd, writes, g.st.Mnt_id)
 	if err != nil {
 		return status(err)
 	}
@@ -231,6 +235,7 @@ func (f *FS) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32,
 	if !h.writes {
 		return 0, fuse.EBADF
 	}
+	defer f.wrote(h.mount)
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
 		if err := f.killBits(h.fd); err != nil {
 			return 0, status(err)
@@ -379,6 +384,7 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	if !h.writes {
 		return fuse.EBADF
 	}
+	defer f.wrote(h.mount)
 	if err := f.killFor(&in.InHeader, h.fd); err != nil {
 		return status(err)
 	}
@@ -427,6 +433,7 @@ func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32,
 	if !to.writes {
 		return 0, fuse.EBADF
 	}
+	defer f.wrote(to.mount)
 	if err := f.killFor(&in.InHeader, to.fd); err != nil {
 		return 0, status(err)
 	}

@@ -20,7 +20,7 @@ import (
 
 // FS is a share. Its methods of [fuse.RawFileSystem] may be called from any
 // number of goroutines; each may wait as long as the host's file system does,
-// and no longer than that but for SetLkw, whose wait has a bound.
+// and no longer than that but for SetLkw, whose wait has a bound, and for SyncFS.
 //
 // The strings and buffers handed in must not change during a call.
 type FS struct {
@@ -63,6 +63,7 @@ type FS struct {
 	owners     int // of record locks: each has a descriptor
 
 	waits chan struct{} // a token for each request that waits for a lock
+	syncs *syncs
 
 	complaints atomic.Int64
 }
@@ -90,6 +91,7 @@ func New(o Options) (*FS, error) {
 		handles:     map[uint64]*handle{},
 		waits:       make(chan struct{}, limits.MaxLockWaits),
 		interrupted: make(chan struct{}),
+		syncs:       newSyncs(),
 	}
 	if o.Owner != nil {
 		owner := *o.Owner

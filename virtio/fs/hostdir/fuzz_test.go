@@ -45,7 +45,8 @@ func (s *script) name() string {
 // they are: nothing outside, hidden, or read-only changes or is read, nothing
 // panics, tables and descriptors stay bounded, and Reset leaves none.
 func FuzzRequests(f *testing.F) {
-	for _, s := range []string{"", "\x00\x01\x05\x00\x01\x07", "\x02\x09\x00\x03\x09\x08", "\x07\x01\x00\x01\x0c\x09\x08\x0a\x0a\x0b\x0b"} {
+	for _, s := range []string{"", "\x00\x01\x05\x00\x01\x07", "\x02\x09\x00\x03\x09\x08", "\x07\x01\x00\x01\x0c\x09\x08\x0a\x0a\x0b\x0b",
+		"\x22\x01\x00\x08\x01\x00\x22\x01\x00\x22\x01\x00", "\x00\x01\x04\x08\x08\x00\x22\x00\x00\x0b\x08\x00\x22\x09\x00"} {
 		f.Add([]byte(s), uint8(0))
 		f.Add([]byte(s), uint8(1))
 	}
@@ -76,6 +77,11 @@ func FuzzRequests(f *testing.F) {
 		}
 		fs, err := hostdir.New(o)
 		require.NoError(t, err)
+		fs.SetSync(func(fd int) error { // the disks of whom this runs at are not to suffer
+			var st unix.Statfs_t
+			require.NoError(t, unix.Fstatfs(fd, &st))
+			return nil
+		}, func() { require.Fail(t, "all of the host is synced") })
 		g := &guest{script: bytes, client: client{t: t, fs: fs, dir: in}, nodes: []uint64{root}}
 		for len(g.script) > 0 {
 			g.request()
@@ -131,7 +137,7 @@ func (g *guest) request() {
 	op := g.byte()
 	node, name := g.number(g.nodes), g.name()
 	h := g.header(node)
-	switch op % 34 {
+	switch op % 35 {
 	case 0, 1, 2:
 		e, st := g.lookup(node, name)
 		g.found(&e, st)
@@ -227,5 +233,7 @@ func (g *guest) request() {
 		fh := g.number(g.handles)
 		g.fs.Fsync(nil, &fuse.FsyncIn{InHeader: h, Fh: fh, FsyncFlags: 1})
 		g.fs.FsyncDir(nil, &fuse.FsyncIn{InHeader: h, Fh: fh, FsyncFlags: 1})
+	case 34:
+		require.Equal(g.t, fuse.OK, g.fs.SyncFS(nil))
 	}
 }

@@ -13,6 +13,7 @@ type handle struct {
 	in     *inode
 	fd     int // open for reading or writing; -1 for a directory that shows empty
 	writes bool
+	mount  uint64 // that it is in
 
 	// refs counts the table and the requests at work; who takes it to zero
 	// closes fd, so that no request meets another file's descriptor.
@@ -64,10 +65,10 @@ func (f *FS) room() error {
 	return nil
 }
 
-// addHandle makes a handle of an open descriptor for a node, pinned by the
+// addHandle makes a handle of an open descriptor in a mount for a node, pinned by the
 // caller. On an error the descriptor is closed.
-func (f *FS) addHandle(in *inode, fd int, writes bool) (*handle, error) {
-	h := &handle{in: in, fd: fd, writes: writes}
+func (f *FS) addHandle(in *inode, fd int, writes bool, mount uint64) (*handle, error) {
+	h := &handle{in: in, fd: fd, writes: writes, mount: mount}
 	h.refs.Store(1)
 	f.mu.Lock()
 	if in.gone || f.closed {

@@ -21,6 +21,7 @@ func (f *FS) remove(header *fuse.InHeader, name string, flags int) fuse.Status {
 		return status(err)
 	}
 	defer f.unpin(dir)
+	defer f.wrote(dir.key.mount)
 	if dir.rule.kid(name) != nil {
 		return fuse.EBUSY // as where something is mounted
 	}
@@ -111,6 +112,7 @@ func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldName, newName strin
 		return status(err)
 	}
 	defer f.unpin(to)
+	defer f.wrote(to.key.mount)
 	if from.rule.kid(oldName) != nil || to.rule.kid(newName) != nil {
 		return fuse.EBUSY
 	}

@@ -30,11 +30,14 @@ func (f *FS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) f
 		return status(err)
 	}
 	defer f.ungrip(g)
-	if err := f.setAttr(node, &g, in); err != nil {
-		return status(err)
-	}
+	err = f.setAttr(node, &g, in)
 	var st unix.Statx_t
-	if err := statFD(g.fd, &st); err != nil {
+	serr := statFD(g.fd, &st)
+	f.wrote(st.Mnt_id)
+	if err == nil {
+		err = serr
+	}
+	if err != nil {
 		return status(err)
 	}
 	f.attr(node, &st, &out.Attr)

@@ -139,6 +139,7 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, data 
 	}
 	defer f.unpin(node)
 	defer f.ungrip(g)
+	defer f.wroteTo(g.fd)
 	if in.Flags&^(unix.XATTR_CREATE|unix.XATTR_REPLACE) != 0 || int(in.Size) > len(data) {
 		return fuse.EINVAL
 	}
@@ -168,6 +169,7 @@ func (f *FS) RemoveXAttr(_ <-chan struct{}, header *fuse.InHeader, name string) 
 	}
 	defer f.unpin(node)
 	defer f.ungrip(g)
+	defer f.wroteTo(g.fd)
 	return status(again(func() error { return unix.Removexattr(xattrPath(g.fd), name) }))
 }
 
