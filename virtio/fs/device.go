@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -116,6 +117,7 @@ type Device struct {
 	session session
 	blocked chan struct{} // has an element for each request that may wait for a lock
 	syncs   chan struct{} // and for each that waits for the disks
+	cached  atomic.Bool   // nobody has to wait for the disks any more
 	spare   sync.Pool     // of requests that did either
 	buffers buffers
 	stats   counters
@@ -129,6 +131,12 @@ var (
 	_ virtio.Describing = (*Device)(nil)
 	_ io.Closer         = (*Device)(nil)
 )
+
+// LeaveToHost has each SYNCFS from now on answered at once: what the guest writes stays in
+// the host's page cache, as what a program has written before it ends, and comes to the
+// disks when the host writes it. It is for the last sync of a guest that is being ended. It
+// may be called from any goroutine.
+func (d *Device) LeaveToHost() { d.cached.Store(true) }
 
 // State is the device's registers.
 type State struct {

@@ -356,6 +356,9 @@ func (r *request) syncFS() int {
 	if !ok {
 		return r.status(syscall.ENOSYS)
 	}
+	if r.d.cached.Load() {
+		return r.status(0)
+	}
 	return r.status(syscall.Errno(s.SyncFS(r.d.session.ends())))
 }
 

@@ -62,6 +62,10 @@ func TestSyncFS(t *testing.T) {
 		assert.EqualValues(t, 1, g.counter("panics"))
 		assert.EqualValues(t, 5, g.counter("syncfs"))
 
+		g.dev.LeaveToHost()
+		errno, _ = g.call(opSyncfs, 1, syncfsIn, 0)
+		assert.EqualValues(t, 0, errno, "the tree is not asked any more")
+
 		dev, err := fs.New(struct{ fs.FileSystem }{newTree()}, fs.Options{Tag: "t"})
 		require.NoError(t, err)
 		g = &guest{Driver: open(t, dev), t: t, dev: dev}

@@ -37,6 +37,7 @@ type Machine struct {
 
 	vm       *vmm.Machine
 	devices  []virtio.Device
+	shares   []*fs.Device  // of these, those that share files
 	activity atomic.Uint32 // changes with each sign of life
 	awaited  atomic.Int32  // how many writes the guest waits for, and not we for it
 	changed  chan struct{} // has a token if the guest's names may be wrong
@@ -98,6 +99,11 @@ func New(o Options) (_ *Machine, err error) {
 	}
 	// First, since its driver is the first that is loaded.
 	m.devices = append([]virtio.Device{m.sockets}, m.devices...)
+	for _, d := range m.devices {
+		if share, ok := d.(*fs.Device); ok {
+			m.shares = append(m.shares, share)
+		}
+	}
 	archive, dir, missing, err := m.o.modules(m.devices)
 	if err != nil {
 		return nil, err
@@ -296,7 +302,9 @@ func (m *Machine) Screen() []byte {
 func (m *Machine) ConsoleError() error { return m.console.failed() }
 
 // Shutdown ends the guest without loss: what runs is killed, everything written goes to
-// the host's disks, and the machine ends. The error is why that could not be made sure
+// the machine's disks and to the host's files, and the machine ends. Files that are shared
+// are written as any program of the host's writes them: when they come to the host's
+// disks is the host's matter, unless the guest has synced them before. The error is why that could not be made sure
 // of within ctx, or, if Options.FatalOops is set, the *Failure of an oops: also one whose
 // process was the last that ran. Close is still to be called.
 func (m *Machine) Shutdown(ctx context.Context) error {
@@ -307,6 +315,9 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	// A guest that writes to its disks has nothing to say; ctx bounds that.
 	m.Await()
 	defer m.Awaited()
+	for _, d := range m.shares {
+		d.LeaveToHost()
+	}
 	if err := m.sync(ctx); err != nil {
 		return err
 	}

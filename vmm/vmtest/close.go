@@ -52,7 +52,7 @@ func (v *VM) closeMachine(back backend, known bool) {
 	failure := back.Failure()
 	if v.guest != nil && failure == nil && v.hello.Release != "" && !known {
 		if err := back.Shutdown(ctx); err != nil && back.Failure() == nil {
-			v.t.Logf("vmtest: what the guest has written may not all be on the host's disks: %v", err)
+			v.t.Logf("vmtest: what the guest has written may not all be in the host's files: %v", err)
 		}
 		failure = back.Failure()
 	}

@@ -292,8 +292,8 @@ func (v *VM) know() {
 	v.known = true
 }
 
-// Shutdown ends the guest without loss: what runs is killed, and what is written is on the
-// host's disks. Without an agent it presses the power button and waits for the guest to
+// Shutdown ends the guest without loss: what runs is killed, and what is written is in the
+// host's files (harness.Machine.Shutdown). Without an agent it presses the power button and waits for the guest to
 // power off.
 func (v *VM) Shutdown() {
 	v.t.Helper()
