@@ -152,6 +152,7 @@ umount -l /ro
 mount -t virtiofs data /mnt || fail to mount after a reset
 cmp -n 2000000 /mnt/big /mnt/back || fail after a reset
 echo after > /mnt/after
+sync || fail to sync
 umount /mnt
 step end
 echo THE END
@@ -268,6 +269,7 @@ func checkShareReport(t *testing.T, path string) {
 		if i == 0 {
 			assert.GreaterOrEqual(t, n["bytes read"], uint64(shareBig()))
 			assert.GreaterOrEqual(t, n["bytes written"], uint64(shareBig()))
+			assert.NotZero(t, n["syncfs"])
 		}
 		t.Logf("share %d: %v", i, n)
 	}
