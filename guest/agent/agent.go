@@ -225,6 +225,14 @@ func (a *agent) handle(f wire.Frame) (ended bool, err error) {
 		if c := a.command(r.ID); c != nil {
 			c.resize(r.Size)
 		}
+	case wire.KindInput:
+		var in wire.Input
+		if err := f.Decode(&in); err != nil {
+			return false, err
+		}
+		if c := a.command(in.ID); c != nil {
+			c.inputEnded(in)
+		}
 	case wire.KindPing:
 		var p wire.Ping
 		if err := f.Decode(&p); err != nil {

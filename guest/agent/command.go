@@ -26,11 +26,14 @@ type command struct {
 	wire.Command
 	a       *agent
 	streams [wire.Terminal + 1]dialing
+	sizes   [wire.Terminal + 1]chan int64 // of what the host sends, once it has said so
 
 	mu      sync.Mutex
 	child   *child
 	tty     *terminal
 	ended   bool
+	over    chan struct{} // closed at the end, and by a signal that ends an OpRead or OpWrite
+	aborted bool          // by that
 	pending []unix.Signal
 	abort   func() // ends an OpRead or OpWrite
 }
@@ -43,10 +46,11 @@ type dialing struct {
 }
 
 func newCommand(a *agent, w wire.Command) *command {
-	c := &command{Command: w, a: a}
+	c := &command{Command: w, a: a, over: make(chan struct{})}
 	for i := range c.streams {
 		if c.wants(i) {
 			c.streams[i].done = make(chan struct{})
+			c.sizes[i] = make(chan int64, 1)
 		}
 	}
 	return c
@@ -187,6 +191,7 @@ func (c *command) end() {
 	defer c.mu.Unlock()
 	c.ended = true
 	c.tty = nil
+	close(c.over)
 }
 
 // signal sends a signal to the command, or to its terminal's foreground.

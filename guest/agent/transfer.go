@@ -36,7 +36,8 @@ func (c *command) readFile() (*wire.Exited, error) {
 }
 
 // writeFile does OpWrite: the file Path, root's or the user's, is made of what the
-// host sends. It takes its name when it is whole.
+// host sends. It takes its name when it is whole, by the host's word, and nobody has
+// interrupted it.
 func (c *command) writeFile() (*wire.Exited, error) {
 	name := within(string(c.Dir), string(c.Path))
 	tmp, fd, err := openTemp(path.Dir(name))
@@ -46,7 +47,10 @@ func (c *command) writeFile() (*wire.Exited, error) {
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
 	exited, err := c.transfer(f, func(stream *os.File) error {
-		_, err := io.CopyBuffer(onlyWriter{f}, onlyReader{stream}, make([]byte, largeBuffer))
+		n, err := io.CopyBuffer(onlyWriter{f}, onlyReader{stream}, make([]byte, largeBuffer))
+		if err == nil {
+			err = c.whole(0, n)
+		}
 		if err == nil && (c.UID != 0 || c.GID != 0) {
 			err = unix.Fchown(fd, int(c.UID), int(c.GID))
 		}
@@ -55,6 +59,9 @@ func (c *command) writeFile() (*wire.Exited, error) {
 		}
 		if err == nil {
 			err = f.Close()
+		}
+		if err == nil {
+			err = c.commit()
 		}
 		if err == nil {
 			err = unix.Rename(tmp, name)
@@ -95,13 +102,15 @@ func (c *command) transfer(f *os.File, do func(stream *os.File) error) (*wire.Ex
 		stream = c.streams[1].file
 	}
 	c.mu.Lock()
-	aborted := len(c.pending) > 0
 	c.abort = func() {
-		aborted = true
+		if !c.aborted {
+			c.aborted = true
+			close(c.over)
+		}
 		_ = f.SetReadDeadline(past)
 		stream.Close()
 	}
-	if aborted {
+	if len(c.pending) > 0 {
 		c.abort()
 	}
 	c.mu.Unlock()
@@ -109,8 +118,8 @@ func (c *command) transfer(f *os.File, do func(stream *os.File) error) (*wire.Ex
 	err := do(stream)
 	c.mu.Lock()
 	c.ended = true
-	if aborted {
-		err = errors.New("it was interrupted")
+	if c.aborted {
+		err = errInterrupted
 	}
 	c.mu.Unlock()
 	x := &wire.Exited{Wall: int64(time.Since(began))}
@@ -119,6 +128,19 @@ func (c *command) transfer(f *os.File, do func(stream *os.File) error) (*wire.Ex
 	}
 	return x, nil
 }
+
+// commit is where a signal comes too late to end the transfer; the error is that one has.
+func (c *command) commit() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.aborted {
+		return errInterrupted
+	}
+	c.ended = true
+	return nil
+}
+
+var errInterrupted = errors.New("it was interrupted")
 
 // cause is an error without the names that package os puts before it.
 func cause(err error) error {

@@ -29,7 +29,8 @@ func (g *Guest) CopyOut(ctx context.Context, w io.Writer, name string) error {
 	return c.file(wire.OpRead)
 }
 
-// CopyIn makes the file of what r gives. It is there when all of it is.
+// CopyIn makes the file of what r gives, or takes the place of the one that is there. It is
+// there when all of it is: when ctx ends before, or r fails, what was there stays.
 func (g *Guest) CopyIn(ctx context.Context, name string, r io.Reader, perm fs.FileMode) error {
 	c := g.CommandContext(ctx, name)
 	c.Stdin = r

@@ -62,6 +62,13 @@ func (a *agent) next(k wire.Kind, v any) {
 	require.NoError(a.t, f.Decode(v))
 }
 
+// ended is told that a command's stream had so many bytes.
+func (a *agent) ended(id uint32, stream uint8, size int64) {
+	var in wire.Input
+	a.next(wire.KindInput, &in)
+	assert.Equal(a.t, wire.Input{ID: id, Stream: stream, Bytes: size}, in)
+}
+
 func (a *agent) stream(id uint32, n uint8) *net.UnixConn {
 	return dial(a.t, a.path, wire.Preface{Command: id, Stream: n}).(*net.UnixConn)
 }
@@ -104,6 +111,7 @@ func TestCommandWithStreams(t *testing.T) {
 	b, err := io.ReadAll(in)
 	require.NoError(t, err)
 	assert.Equal(t, "typed", string(b))
+	a.ended(w.ID, 0, 5)
 	_, _ = o.Write([]byte("out"))
 	_, _ = e.Write([]byte("err"))
 	o.Close()
@@ -320,6 +328,7 @@ func TestInputFails(t *testing.T) {
 			got, err := io.ReadAll(in)
 			require.NoError(t, err)
 			assert.Equal(t, "half", string(got))
+			a.ended(w.ID, 0, 4)
 			exited.ID = w.ID
 			a.say(wire.KindExited, exited)
 			err = <-run
@@ -449,6 +458,7 @@ func TestTerminal(t *testing.T) {
 	b, err := io.ReadAll(tty)
 	require.NoError(t, err)
 	assert.Equal(t, "ls\n", string(b))
+	a.ended(w.ID, wire.Terminal, 3)
 	require.NoError(t, cmd.Resize(25, 81))
 	var size wire.Resize
 	a.next(wire.KindResize, &size)
@@ -502,6 +512,7 @@ func TestPingAndFiles(t *testing.T) {
 	a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 1})
 	b, _ := io.ReadAll(in)
 	assert.Equal(t, "data", string(b))
+	a.ended(w.ID, 0, 4)
 	a.say(wire.KindExited, wire.Exited{ID: w.ID, What: "no space left on device"})
 	require.EqualError(t, <-write, "write /etc/x: no space left on device")
 }

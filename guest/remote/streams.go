@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -77,7 +78,7 @@ func (c *Cmd) attach(i int, conn net.Conn) bool {
 		c.input.Add(1)
 		c.guest.workers.Go(func() {
 			defer c.input.Done()
-			c.send(conn, s.r)
+			c.send(i, conn, s.r)
 		})
 	}
 	if s.w != nil {
@@ -218,7 +219,7 @@ func (c *Cmd) giveUp(i int) {
 }
 
 // send copies what the command reads, until it ends.
-func (c *Cmd) send(conn net.Conn, in io.Reader) {
+func (c *Cmd) send(i int, conn net.Conn, in io.Reader) {
 	past := time.Unix(1, 0)
 	if d, ok := in.(interface{ SetReadDeadline(time.Time) error }); ok && d.SetReadDeadline(time.Time{}) == nil {
 		stop := make(chan struct{})
@@ -234,7 +235,7 @@ func (c *Cmd) send(conn net.Conn, in io.Reader) {
 			case <-stop:
 			}
 		}()
-		c.pump(conn, in)
+		c.pump(i, conn, in)
 		close(stop)
 		<-joined
 		return
@@ -243,7 +244,7 @@ func (c *Cmd) send(conn net.Conn, in io.Reader) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		c.pump(conn, in)
+		c.pump(i, conn, in)
 	}()
 	select {
 	case <-done:
@@ -252,15 +253,18 @@ func (c *Cmd) send(conn net.Conn, in io.Reader) {
 	}
 }
 
-// pump copies in until either end has ended. A reader that fails is the end of a
-// command's input, but not that of a file: half of one must not look whole.
-func (c *Cmd) pump(conn net.Conn, in io.Reader) {
+// pump copies in until either end has ended, and says how much there was: what of that
+// has not come the agent knows then. A reader that fails is the end of a command's input,
+// but not that of a file: half of one must not look whole.
+func (c *Cmd) pump(i int, conn net.Conn, in io.Reader) {
 	buf := make([]byte, 64<<10)
+	var size int64
 	for {
 		n, err := in.Read(buf)
+		size += int64(n)
 		if n > 0 {
 			if _, werr := conn.Write(buf[:n]); werr != nil {
-				return
+				break
 			}
 		}
 		if err == io.EOF {
@@ -275,6 +279,31 @@ func (c *Cmd) pump(conn net.Conn, in io.Reader) {
 	}
 	if h, ok := conn.(interface{ CloseWrite() error }); ok {
 		_ = h.CloseWrite()
+	}
+	c.inputEnded(i, size)
+}
+
+// inputEnded tells the agent that a stream of the command's had so many bytes, unless the
+// command has ended.
+func (c *Cmd) inputEnded(i int, size int64) {
+	c.mu.Lock()
+	ended := c.ended()
+	c.mu.Unlock()
+	if ended {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-c.finished:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	// A command that the agent starts by itself may have its streams before.
+	if _, err := c.guest.Ready(ctx); err == nil {
+		_ = c.guest.send(ctx, wire.KindInput, wire.Input{ID: c.wire.ID, Stream: uint8(i), Bytes: size})
 	}
 }
 

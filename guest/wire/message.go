@@ -22,6 +22,7 @@ const (
 	KindPoweroff Kind = 68 // Poweroff
 	KindClock    Kind = 69 // Clock
 	KindRenew    Kind = 70 // Renew
+	KindInput    Kind = 71 // Input
 )
 
 // Hello says that the agent is ready.
@@ -60,7 +61,7 @@ const (
 	// OpRead sends the file Path as the standard output.
 	OpRead Op = "read"
 	// OpWrite makes the file Path of the standard input. It appears when all of it
-	// is there, with the mode Perm.
+	// is there, as Input says, with the mode Perm.
 	OpWrite Op = "write"
 )
 
@@ -176,6 +177,17 @@ type Signal struct {
 type Resize struct {
 	ID   uint32 `json:"id"`
 	Size Size   `json:"size"`
+}
+
+// Input says that what the host had for a command to read has ended, or that no more of it
+// can be sent, and how much that was. The end of the stream alone says nothing: the host
+// may have given it up.
+type Input struct {
+	ID uint32 `json:"id"`
+	// Stream is 0 for standard input, or Terminal.
+	Stream uint8 `json:"stream,omitempty"`
+	// Bytes is how many bytes there were.
+	Bytes int64 `json:"bytes"`
 }
 
 // Ping is answered with a frame of KindPong that has the same number.

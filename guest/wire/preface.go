@@ -28,7 +28,7 @@ const PrefaceSize = 16
 
 const (
 	magic   = 0x656c6f76 // "vole"
-	version = 1
+	version = 2
 )
 
 // Append adds the Preface to b.

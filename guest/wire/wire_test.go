@@ -93,7 +93,7 @@ func TestPreface(t *testing.T) {
 	}
 	_, err := ReadPreface(strings.NewReader("GET / HTTP/1.1\r\n"))
 	require.ErrorIs(t, err, ErrFrame)
-	_, err = ReadPreface(strings.NewReader("vole\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"))
+	_, err = ReadPreface(strings.NewReader("vole\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"))
 	require.ErrorIs(t, err, ErrFrame)
 }
 
