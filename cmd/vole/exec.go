@@ -53,7 +53,8 @@ const execExitCodes = `  N        the command's own; 128 and the signal's number
   122      the guest's kernel oopsed, with --fatal-oops
   123      the guest had no memory left, and its kernel killed the command
   124      --timeout or --hang has passed, or the guest did not come up or answer in time
-  125      bad usage or bad input (nothing was started), or an error on the host, or of stdout or stderr
+  125      bad usage or bad input (nothing was started), or an error on the host, or of stdout or stderr,
+           or stdin did not come to the command as a whole
   126      the command can't be run, or not in its directory, or a --rw directory can't be written to
   127      there is no such command
   128 + N  vole was ended by signal N before the command was: it came before the guest was up, or for

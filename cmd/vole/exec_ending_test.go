@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -111,6 +112,10 @@ func TestExecEnding(t *testing.T) {
 		"full, unseen":       {out: badFile{syscall.ENOSPC}, kind: wire.KindExited, answer: exited(wire.Exited{}), code: 125, says: "stdout: no space left on device"},
 		"not wanted":         {out: badFile{syscall.EPIPE}, kind: wire.KindExited, answer: exited(wire.Exited{Signal: 13}), code: 141},
 		"not wanted, unseen": {out: badFile{syscall.EPIPE}, kind: wire.KindExited, answer: exited(wire.Exited{})},
+		"stdin cut": {in: strings.NewReader("in"), kind: wire.KindExited, answer: exited(wire.Exited{LostInput: &wire.Lost{What: "only 1 bytes of it came"}}), code: 125,
+			says: "stdin: cut short: in the guest: only 1 bytes of it came"},
+		"stdin cut, and its own": {in: strings.NewReader("in"), kind: wire.KindExited, answer: exited(wire.Exited{Code: 3, LostInput: &wire.Lost{What: "none"}}), code: 125,
+			says: "stdin: cut short: in the guest: none"},
 		"a directory": {in: badFile{syscall.EISDIR}, kind: wire.KindExited, answer: exited(wire.Exited{}),
 			warns: "vole: exec: warning: stdin: is a directory: the command's input ends there\n"},
 		"a directory, and its own": {in: badFile{syscall.EISDIR}, kind: wire.KindExited, answer: exited(wire.Exited{Code: 3}), code: 3,

@@ -385,8 +385,8 @@ func (s *execSession) ending(ctx context.Context, err error) error {
 }
 
 // lost is the first of the errors by which the command's output is not where it should
-// be. Who has closed stdout wants no more of it, and the command has heard of that. Input
-// that could not be read is warned of.
+// be, or its input did not come to it. Who has closed stdout wants no more of it, and the
+// command has heard of that. Input that could not be read here is warned of.
 func (s *execSession) lost(streams []*remote.StreamError) (lost error) {
 	for _, e := range streams {
 		var errno syscall.Errno
@@ -394,7 +394,7 @@ func (s *execSession) lost(streams []*remote.StreamError) (lost error) {
 			e = &remote.StreamError{File: e.File, Err: errno}
 		}
 		switch {
-		case e.File == 0:
+		case e.File == 0 && !errors.Is(e, remote.ErrCut):
 			s.warn("%v: the command's input ends there", e)
 		case lost == nil && errno != syscall.EPIPE:
 			lost = e

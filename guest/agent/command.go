@@ -168,7 +168,7 @@ func (c *command) exec() (*wire.Exited, error) {
 	c.end()
 	copiers.end(c.a)
 	exited := exitedOf(e, began, ooms)
-	exited.Lost = copiers.lost()
+	exited.Lost, exited.LostInput = copiers.lost(), copiers.lostInput()
 	return exited, nil
 }
 

@@ -123,8 +123,8 @@ func (f *files) close() {
 // copiers are what moves a command's bytes.
 type copiers struct {
 	f       *files
-	inputs  sync.WaitGroup
-	sources []*os.File // of the inputs
+	inputs  []*input
+	copying sync.WaitGroup // of the inputs
 	outputs []*output
 }
 
@@ -132,7 +132,7 @@ type copiers struct {
 func (f *files) copy(c *command) *copiers {
 	cs := &copiers{f: f}
 	if in := f.ours[0]; in != nil {
-		cs.input(c.streams[0].file, in, func() {})
+		cs.input(&input{c: c, from: c.streams[0].file, to: in})
 	}
 	for i := 1; i < len(f.ours); i++ {
 		if out := f.ours[i]; out != nil {
@@ -142,19 +142,14 @@ func (f *files) copy(c *command) *copiers {
 	if f.tty != nil {
 		s := c.streams[wire.Terminal].file
 		cs.outputs = append(cs.outputs, newOutput(f.tty.File, s, wire.Terminal))
-		cs.inputs.Go(func() { input(s, f.tty.File, f.tty.endInput) })
-		cs.sources = append(cs.sources, s)
+		cs.input(&input{c: c, from: s, to: f.tty.File, tty: f.tty, stream: wire.Terminal})
 	}
 	return cs
 }
 
-// input copies to a pipe, which ends with the copying.
-func (cs *copiers) input(from, to *os.File, ended func()) {
-	cs.sources = append(cs.sources, from)
-	cs.inputs.Go(func() {
-		input(from, to, ended)
-		to.Close()
-	})
+func (cs *copiers) input(in *input) {
+	cs.inputs = append(cs.inputs, in)
+	cs.copying.Go(in.copy)
 }
 
 // end is called when the command has ended. It waits until what the command wrote is
@@ -163,8 +158,8 @@ func (cs *copiers) end(a *agent) {
 	for _, o := range cs.outputs {
 		o.end()
 	}
-	for _, s := range cs.sources {
-		s.Close()
+	for _, in := range cs.inputs {
+		in.from.Close()
 	}
 	if in := cs.f.ours[0]; in != nil {
 		in.Close()
@@ -181,7 +176,7 @@ func (cs *copiers) end(a *agent) {
 	if cs.f.tty != nil {
 		cs.f.tty.Close() // hangs up
 	}
-	cs.inputs.Wait()
+	cs.copying.Wait()
 }
 
 // lost is the first of the outputs that the host did not get all of, nil if there is
@@ -189,11 +184,27 @@ func (cs *copiers) end(a *agent) {
 func (cs *copiers) lost() *wire.Lost {
 	for _, o := range cs.outputs {
 		if o.lost != nil {
-			what := cause(o.lost).Error()
-			return &wire.Lost{Stream: o.stream, What: what[:min(len(what), wire.MaxLost)]}
+			return lost(o.stream, o.lost)
 		}
 	}
 	return nil
+}
+
+// lostInput is the first of the inputs that the command did not get all of, nil if there is
+// none; after end.
+func (cs *copiers) lostInput() *wire.Lost {
+	for _, in := range cs.inputs {
+		if in.lost != nil {
+			return lost(in.stream, in.lost)
+		}
+	}
+	return nil
+}
+
+// lost says why a stream is not whole.
+func lost(stream uint8, err error) *wire.Lost {
+	what := cause(err).Error()
+	return &wire.Lost{Stream: stream, What: what[:min(len(what), wire.MaxLost)]}
 }
 
 // open says whether somebody else may still write to a pipe.

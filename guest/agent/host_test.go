@@ -159,6 +159,9 @@ func TestOddHost(t *testing.T) {
 	for i := range 3 {
 		h.stream(wire.Preface{Command: 4, Stream: uint8(i)}).Close()
 	}
+	h.say(wire.KindInput, wire.Input{ID: 77})
+	h.say(wire.KindInput, wire.Input{ID: 4, Stream: 99})
+	h.say(wire.KindInput, wire.Input{ID: 4})
 	h.next(wire.KindStarted, &started)
 	h.next(wire.KindExited, &exited)
 	assert.EqualValues(t, 4, exited.ID)

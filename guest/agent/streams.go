@@ -194,27 +194,3 @@ func discard(f *os.File) {
 		}
 	}
 }
-
-// input copies what the host sends to the command, until either does not want it any
-// more. ended is called at the end of what the host sends.
-func input(from, to *os.File, ended func()) {
-	buf := make([]byte, smallBuffer)
-	for {
-		n, err := from.Read(buf)
-		if n > 0 {
-			if _, werr := to.Write(buf[:n]); werr != nil {
-				shut(from, unix.SHUT_RD)
-				return
-			}
-			if n == len(buf) && n < largeBuffer {
-				buf = make([]byte, largeBuffer)
-			}
-		}
-		if err != nil {
-			if err == io.EOF {
-				ended()
-			}
-			return
-		}
-	}
-}

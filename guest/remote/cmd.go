@@ -61,6 +61,7 @@ type Cmd struct {
 	copyErr  *StreamError   // of a writer
 	cutErr   *StreamError   // of what was not passed on
 	inErr    *StreamError   // of a reader
+	inCut    *StreamError   // of what the command did not get
 	hurried  bool           // writers may have a deadline of ours
 	process  int
 	going    chan struct{} // closed when the guest has started it, or at the end
@@ -251,14 +252,21 @@ func (c *Cmd) finish(s *ProcessState, err error) {
 	}
 	c.state, c.err = s, err
 	if s != nil && s.exit.Lost != nil && c.cutErr == nil {
-		lost := s.exit.Lost
-		c.cutErr = &StreamError{int(lost.Stream), fmt.Errorf("%w: in the guest: %s", ErrCut, lost.What)}
+		c.cutErr = lost(s.exit.Lost)
+	}
+	if s != nil && s.exit.LostInput != nil && c.fed(int(s.exit.LostInput.Stream)) {
+		c.inCut = lost(s.exit.LostInput)
 	}
 	if c.process == 0 {
 		close(c.going)
 	}
 	close(c.finished)
 	c.cut()
+}
+
+// lost is what the agent says of a stream.
+func lost(l *wire.Lost) *StreamError {
+	return &StreamError{int(l.Stream), fmt.Errorf("%w: in the guest: %s", ErrCut, l.What)}
 }
 
 // ended says whether the command's end is known; the lock is held.
@@ -278,7 +286,8 @@ func (c *Cmd) ended() bool {
 // left out where there is an *ExitError. Output that is still on its way when the guest
 // goes or the context ends has a moment more; then the error is one that wraps ErrCut and
 // the guest's or the context's. It wraps ErrCut, too, if the guest could not send all of
-// it. As with exec.Cmd, everything is read from the pipes before.
+// it, or did not get all of what the command was still reading: its end, and what it has
+// written, mean little then. As with exec.Cmd, everything is read from the pipes before.
 func (c *Cmd) Wait() error {
 	c.mu.Lock()
 	begun := c.begun
@@ -303,6 +312,9 @@ func (c *Cmd) Wait() error {
 	}
 	if c.cutErr != nil {
 		all = append(all, c.cutErr)
+	}
+	if c.inCut != nil {
+		all = append(all, c.inCut)
 	}
 	if c.inErr != nil {
 		all = append(all, c.inErr)

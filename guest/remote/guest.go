@@ -364,6 +364,12 @@ func (g *Guest) frame(f wire.Frame) error {
 			}
 			l.What = clean(l.What)
 		}
+		if l := m.LostInput; l != nil {
+			if l.Stream != 0 && l.Stream != wire.Terminal {
+				return fmt.Errorf("%w: stream %d is no input that can be lost", ErrProtocol, l.Stream)
+			}
+			l.What = clean(l.What)
+		}
 		if cmd := g.command(m.ID); cmd != nil {
 			cmd.finish(&ProcessState{pid: cmd.pid(), exit: m}, nil)
 		}

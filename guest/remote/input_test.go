@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -81,4 +82,60 @@ func TestEarlyInput(t *testing.T) {
 	a.ended(w.ID, 0, 5)
 	a.say(wire.KindExited, wire.Exited{ID: w.ID})
 	require.NoError(t, c.Wait())
+}
+
+// What did not come to a command that read on is an error of Wait, unless it was closed here.
+func TestInputIsLost(t *testing.T) {
+	cut := func(code int, stream uint8) wire.Exited {
+		return wire.Exited{Code: code, LostInput: &wire.Lost{Stream: stream, What: "none\n"}}
+	}
+	for name, c := range map[string]struct {
+		exited wire.Exited
+		out    io.Writer
+		want   string
+		whole  bool // as far as ErrCut says
+	}{
+		"fine":       {exited: cut(0, 0), want: `stdin: cut short: in the guest: none\n`},
+		"not":        {exited: cut(3, 0), want: `exit status 3; stdin: cut short: in the guest: none\n`},
+		"a terminal": {exited: cut(0, wire.Terminal), want: `the terminal: cut short: in the guest: none\n`},
+		"both": {exited: wire.Exited{Lost: &wire.Lost{Stream: 1, What: "a"}, LostInput: &wire.Lost{What: "b"}},
+			want: "stdout: cut short: in the guest: a; stdin: cut short: in the guest: b"},
+		"hung up": {exited: cut(0, wire.Terminal), out: failing{}, want: "the terminal: full", whole: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, path := newGuest(t)
+			a := newAgent(t, path)
+			cmd := g.CommandContext(within(t), "x")
+			in, _ := io.Pipe()
+			var stream uint8
+			if c.exited.LostInput.Stream == wire.Terminal {
+				stream = wire.Terminal
+				cmd.Terminal = &Terminal{In: in, Out: c.out}
+			} else {
+				cmd.Stdin = in
+			}
+			if c.exited.Lost != nil {
+				cmd.Stdout = io.Discard
+			}
+			run := async(cmd.Run)
+			var w wire.Command
+			a.next(wire.KindStart, &w)
+			s := a.stream(w.ID, stream)
+			a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 2})
+			if c.out != nil {
+				_, _ = s.Write([]byte("shown"))
+				_, err := s.Read(make([]byte, 1))
+				require.ErrorIs(t, err, io.EOF)
+			}
+			if c.exited.Lost != nil {
+				a.stream(w.ID, 1).Close()
+			}
+			s.Close()
+			c.exited.ID = w.ID
+			a.say(wire.KindExited, c.exited)
+			err := soon(t, run, "Run")
+			require.EqualError(t, err, c.want)
+			assert.Equal(t, !c.whole, errors.Is(err, ErrCut))
+		})
+	}
 }

@@ -343,7 +343,7 @@ func TestInputFails(t *testing.T) {
 
 // What a guest says of a command has the bounds that Linux has, or is nonsense.
 func TestImpossibleEndings(t *testing.T) {
-	for _, x := range []wire.Exited{{Code: 256}, {Code: -1}, {Signal: 65}, {Signal: -9}, {OOMKills: -1}, {Lost: &wire.Lost{}}, {Lost: &wire.Lost{Stream: 4}}} {
+	for _, x := range []wire.Exited{{Code: 256}, {Code: -1}, {Signal: 65}, {Signal: -9}, {OOMKills: -1}, {Lost: &wire.Lost{}}, {Lost: &wire.Lost{Stream: 4}}, {LostInput: &wire.Lost{Stream: 1}}, {LostInput: &wire.Lost{Stream: 4}}} {
 		g, path := newGuest(t)
 		a := newAgent(t, path)
 		cmd := g.CommandContext(within(t), "true")

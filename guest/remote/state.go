@@ -129,5 +129,6 @@ func (e *StartError) Unwrap() error {
 }
 
 // ErrCut is wrapped by a StreamError of an output that was not all passed on, beside the
-// reason: the guest has gone or the context ended before it was, or it could not be sent.
+// reason: the guest has gone or the context ended before it was, or it could not be sent;
+// and of an input of which not all has come to the command, which read on.
 var ErrCut = errors.New("cut short")

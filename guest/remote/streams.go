@@ -21,6 +21,7 @@ type stream struct {
 	conn net.Conn      // nil until it comes
 	late *time.Timer   // until it must have come, once the command has ended
 	over bool          // it has not
+	shut bool          // it was closed here before its end
 	done chan struct{} // closed when w is used no more; nil until conn comes
 }
 
@@ -340,6 +341,9 @@ func (c *Cmd) receive(i int, conn net.Conn, w io.Writer) {
 		if n > 0 {
 			if _, werr := w.Write(buf[:n]); werr != nil {
 				c.outputFailed(i, werr)
+				c.mu.Lock()
+				c.streams[i].shut = true
+				c.mu.Unlock()
 				c.guest.drop(conn)
 				return
 			}
@@ -375,6 +379,10 @@ func (c *Cmd) prolong(conn net.Conn) {
 	default:
 	}
 }
+
+// fed says whether stream i had something for the command to read, and was not closed here;
+// the lock is held.
+func (c *Cmd) fed(i int) bool { return c.streams[i].r != nil && !c.streams[i].shut }
 
 // missing notes that the rest of an output is not passed on. why is the stream's error, if
 // it has one.

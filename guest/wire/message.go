@@ -145,8 +145,10 @@ type Exited struct {
 	OOMKills int  `json:"oom-kills,omitempty"`
 	// What is what went wrong for OpRead and OpWrite, "" if nothing.
 	What string `json:"what,omitempty"`
-	// Lost is an output of which not all could be sent, nil if there is none.
-	Lost *Lost `json:"lost,omitempty"`
+	// Lost is an output of which not all could be sent, LostInput what the command did
+	// not get all of although it was still reading; nil if there is none.
+	Lost      *Lost `json:"lost,omitempty"`
+	LostInput *Lost `json:"lost-input,omitempty"`
 	// User, System and Wall are the times it took in nanoseconds; MaxRSS is in KiB.
 	User   int64 `json:"user,omitempty"`
 	System int64 `json:"system,omitempty"`
@@ -158,9 +160,10 @@ type Exited struct {
 const MaxLost = 200
 
 // Lost says that the rest of an output is lost, though the host had not closed its
-// stream.
+// stream; or of an input, though it was to go on, as Input says.
 type Lost struct {
-	// Stream is 1 for standard output, 2 for error, or Terminal.
+	// Stream is 1 for standard output, 2 for error, or Terminal; an input's is 0 or
+	// Terminal.
 	Stream uint8 `json:"stream"`
 	// What is the reason.
 	What string `json:"what"`

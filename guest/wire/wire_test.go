@@ -47,6 +47,9 @@ func TestLost(t *testing.T) {
 	text, err = json.Marshal(Exited{ID: 1, Lost: &Lost{2, "none"}})
 	require.NoError(t, err)
 	assert.Equal(t, `{"id":1,"code":0,"lost":{"stream":2,"what":"none"}}`, string(text))
+	text, err = json.Marshal(Exited{ID: 1, LostInput: &Lost{0, "none"}})
+	require.NoError(t, err)
+	assert.Equal(t, `{"id":1,"code":0,"lost-input":{"stream":0,"what":"none"}}`, string(text))
 }
 
 func TestBadFrames(t *testing.T) {

@@ -315,7 +315,7 @@ func (r *mainRun) ending(m *harness.Machine, err error) int {
 	streams, lost := remote.StreamErrors(err), false
 	for _, e := range streams {
 		switch {
-		case e.File == 0:
+		case e.File == 0 && !errors.Is(e, remote.ErrCut):
 			r.say("warning: %v: the tests' input ends there", e)
 		case !ended || !errors.Is(e, remote.ErrCut):
 			r.say("FAIL: %v", e)

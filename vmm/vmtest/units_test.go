@@ -260,6 +260,7 @@ func TestMainEnding(t *testing.T) {
 		"failed, and cut by a signal": {cutBy(1, &stopped{143, "terminated"}), 143, "vmtest: FAIL: terminated: the guest was ended\n"},
 		"cut by nobody":               {cutBy(0, nil), 1, "vmtest: FAIL: stdout: cut short\n"},
 		"stopped":                     {&stopped{143, "terminated"}, 143, "vmtest: FAIL: terminated: the guest was ended\n"},
+		"stdin cut":                   {&remote.StreamError{File: 0, Err: remote.ErrCut}, 1, "vmtest: FAIL: stdin: cut short\n"},
 		"no stdin":                    {&remote.StreamError{File: 0, Err: syscall.EISDIR}, 0, "vmtest: warning: stdin: is a directory: the tests' input ends there\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
