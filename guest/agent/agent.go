@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	// connectBound is how long the host has until it must have taken the control
-	// connection.
+	// connectBound is how long the host has until it must have taken a connection,
+	// connectPause how long it is left alone between two attempts.
 	connectBound = 30 * time.Second
+	connectPause = 20 * time.Millisecond
 	// maxCommands bounds the commands at once. Each has up to nine descriptors, of
 	// which the process has 1024, and four connections.
 	maxCommands = 60
@@ -110,9 +111,9 @@ func (a *agent) run() error {
 		if early != nil {
 			early.dial()
 		}
-		f, err := a.connect()
+		f, err := a.connect(wire.Preface{Stream: wire.Control}, nil)
 		if err != nil {
-			failed <- err
+			failed <- fmt.Errorf("no connection to the host: %w", err)
 			return
 		}
 		control <- f
@@ -146,19 +147,20 @@ func (a *agent) run() error {
 	return a.serve(f)
 }
 
-// connect makes the control connection.
-func (a *agent) connect() (*os.File, error) {
-	var err error
+// connect makes a connection and says what it is for. It tries until that is done, for as
+// long as connectBound, or until nobody wants it any more, which over says.
+func (a *agent) connect(p wire.Preface, over <-chan struct{}) (*os.File, error) {
 	for deadline := time.Now().Add(connectBound); ; {
-		var f *os.File
-		if f, err = a.open(wire.Preface{Stream: wire.Control}); err == nil {
-			return f, nil
-		}
+		f, err := a.open(p)
 		// A kernel that has no such sockets will not get any.
-		if errors.Is(err, unix.EAFNOSUPPORT) || time.Now().After(deadline) {
-			return nil, fmt.Errorf("no connection to the host: %w", err)
+		if err == nil || errors.Is(err, unix.EAFNOSUPPORT) || time.Now().After(deadline) {
+			return f, err
 		}
-		time.Sleep(20 * time.Millisecond)
+		select {
+		case <-over:
+			return nil, err
+		case <-time.After(connectPause):
+		}
 	}
 }
 

@@ -76,24 +76,46 @@ func (c *command) dial() {
 		if s := &c.streams[i]; s.done != nil {
 			go func() {
 				defer close(s.done)
-				s.file, s.err = c.a.open(wire.Preface{Command: c.ID, Stream: uint8(i)})
+				s.file, s.err = c.a.connect(wire.Preface{Command: c.ID, Stream: uint8(i)}, c.over)
 			}()
 		}
 	}
 }
 
+// noStream is why a command's stream could not be connected.
+type noStream struct {
+	stream int
+	error
+}
+
+func (e *noStream) Error() string { return "no stream to the host: " + cause(e.error).Error() }
+func (e *noStream) Unwrap() error { return e.error }
+
 // connected waits for the connections.
-func (c *command) connected() error {
-	var failed error
+func (c *command) connected() (failed *noStream) {
 	for i := range c.streams {
 		if s := &c.streams[i]; s.done != nil {
 			<-s.done
 			if s.err != nil && failed == nil {
-				failed = fmt.Errorf("%s: a stream to the host: %w", c.Path, s.err)
+				failed = &noStream{i, s.err}
 			}
 		}
 	}
 	return failed
+}
+
+// refused is why one of the connections could not be made, nil if none has failed so far.
+func (c *command) refused() *noStream {
+	for i := range c.streams {
+		select {
+		case <-c.streams[i].done:
+			if err := c.streams[i].err; err != nil {
+				return &noStream{i, err}
+			}
+		default: // also where there is none to be
+		}
+	}
+	return nil
 }
 
 // close closes the connections.
@@ -149,6 +171,9 @@ func (c *command) exec() (*wire.Exited, error) {
 		return nil, err
 	}
 	defer f.close()
+	if err := c.refused(); err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Path, err)
+	}
 	ooms := c.a.oomsBefore()
 	began := time.Now()
 	child, err := c.fork(f.child)
@@ -156,12 +181,22 @@ func (c *command) exec() (*wire.Exited, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.connected(); err != nil {
-		_ = c.a.children.signal(child, 0, unix.SIGKILL)
-		<-child.ended
-		return nil, err
-	}
 	c.begin(child, f.tty)
+	// What it has done by now is done.
+	if failed := c.connected(); failed != nil {
+		_ = c.a.children.signal(child, 0, unix.SIGKILL)
+		c.a.send(wire.KindStarted, wire.Started{ID: c.ID, PID: child.pid})
+		e := <-child.ended
+		c.end()
+		exited := exitedOf(e, began, ooms)
+		what := &wire.Lost{Stream: uint8(failed.stream), What: failed.Error()}
+		if failed.stream == 0 {
+			exited.LostInput = what
+		} else {
+			exited.Lost = what
+		}
+		return exited, nil
+	}
 	copiers := f.copy(c)
 	c.a.send(wire.KindStarted, wire.Started{ID: c.ID, PID: child.pid})
 	e := <-child.ended

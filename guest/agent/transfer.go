@@ -94,13 +94,7 @@ func openTemp(dir string) (name string, fd int, err error) {
 // ends it, also where f is a pipe or a device that has nothing to say.
 func (c *command) transfer(f *os.File, do func(stream *os.File) error) (*wire.Exited, error) {
 	began := time.Now()
-	if err := c.connected(); err != nil {
-		return nil, err
-	}
-	stream := c.streams[0].file
-	if stream == nil {
-		stream = c.streams[1].file
-	}
+	var stream *os.File
 	c.mu.Lock()
 	c.abort = func() {
 		if !c.aborted {
@@ -108,10 +102,23 @@ func (c *command) transfer(f *os.File, do func(stream *os.File) error) (*wire.Ex
 			close(c.over)
 		}
 		_ = f.SetReadDeadline(past)
-		stream.Close()
+		if stream != nil {
+			stream.Close()
+		}
 	}
 	if len(c.pending) > 0 {
 		c.abort()
+	}
+	c.mu.Unlock()
+	if err := c.connected(); err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Path, err)
+	}
+	c.mu.Lock()
+	if stream = c.streams[0].file; stream == nil {
+		stream = c.streams[1].file
+	}
+	if c.aborted {
+		stream.Close()
 	}
 	c.mu.Unlock()
 	c.a.send(wire.KindStarted, wire.Started{ID: c.ID, PID: unix.Getpid()})

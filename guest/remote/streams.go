@@ -188,7 +188,8 @@ func (c *Cmd) patience() time.Duration {
 	return 0
 }
 
-// cut bounds the wait for the output when the command has ended. The lock is held.
+// cut bounds the wait for the output when the command has ended. The lock is held. Where the
+// agent says that something is lost it may not have been able to connect a stream.
 func (c *Cmd) cut() {
 	for i := range c.streams {
 		s := &c.streams[i]
@@ -197,7 +198,11 @@ func (c *Cmd) cut() {
 		case s.conn != nil:
 			_ = s.conn.SetReadDeadline(time.Now().Add(c.patience()))
 		default:
-			s.late = time.AfterFunc(c.patience(), func() { c.giveUp(i) })
+			bound := c.patience()
+			if c.cutErr != nil || c.inCut != nil {
+				bound = min(bound, lostBound)
+			}
+			s.late = time.AfterFunc(bound, func() { c.giveUp(i) })
 		}
 	}
 }
