@@ -11,7 +11,7 @@ import (
 // AgentArchive returns an initramfs in which /init is the executable exe, as in
 // [Archive], and [Main] becomes the agent that config describes. The modules that
 // config names are not in it: they come in an archive of their own, before or behind
-// this one.
+// this one. The config's secret is in it, so it is to be kept nowhere.
 //
 // Unlike Archive's, the executable may need an interpreter and shared libraries, as
 // a test with the race detector does: they are looked for as this machine's own

@@ -3,7 +3,6 @@ package guest
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
@@ -65,16 +64,19 @@ func TestAgentArchive(t *testing.T) {
 	_, err := Archive(exe)
 	require.ErrorIs(t, err, ErrDynamic)
 
-	config := wire.Config{Port: 5, Modules: []string{"lib/modules/a.ko"}, Hostname: "x"}
+	config := wire.Config{Port: 5, Secret: wire.NewSecret(), Modules: []string{"lib/modules/a.ko"}, Hostname: "x"}
 	i, err := AgentArchive(exe, config)
 	require.NoError(t, err)
 	defer i.Close()
 	dir := unpack(t, i)
-	b, err := os.ReadFile(filepath.Join(dir, wire.ConfigFile))
+	name := filepath.Join(dir, wire.ConfigFile)
+	got, err := takeConfig(name)
 	require.NoError(t, err)
-	var got wire.Config
-	require.NoError(t, json.Unmarshal(b, &got))
 	assert.Equal(t, config, got)
+	assert.True(t, config.Secret.Equal(got.Secret))
+	assert.NoFileExists(t, name)
+	_, err = takeConfig(name)
+	require.ErrorIs(t, err, fs.ErrNotExist)
 
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -150,6 +152,52 @@ func TestAgentArchiveOfEnvironment(t *testing.T) {
 	var exit *exec.ExitError
 	require.ErrorAs(t, err, &exit, "%s", out)
 	assert.Equal(t, 7, exit.ExitCode(), "%s", out)
+}
+
+// The configuration is for root alone, and nothing else in the archive, nor what says where
+// it is, has the secret.
+func TestConfigIsRoots(t *testing.T) {
+	exe, err := os.Executable()
+	require.NoError(t, err)
+	config := wire.Config{Secret: wire.NewSecret()}
+	i, err := AgentArchive(exe, config)
+	require.NoError(t, err)
+	defer i.Close()
+	text, err := config.Secret.MarshalText()
+	require.NoError(t, err)
+	r := initramfs.NewReader(io.NewSectionReader(i, 0, i.Size()))
+	found := 0
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		require.NoError(t, err)
+		b, err := io.ReadAll(r)
+		require.NoError(t, err)
+		if h.Name == wire.ConfigFile {
+			found++
+			assert.Equal(t, fs.FileMode(0o400), h.Mode)
+			assert.Zero(t, h.UID)
+			assert.Zero(t, h.GID)
+			assert.Contains(t, string(b), string(text))
+			continue
+		}
+		assert.False(t, bytes.Contains(b, text) || bytes.Contains(b, config.Secret[:]), h.Name)
+	}
+	assert.Equal(t, 1, found)
+}
+
+// What is wrong with a configuration is said without what is in it.
+func TestBadConfig(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "agent.json")
+	for _, text := range []string{`{"secret":"c2VjcmV0"}`, `{"secret":"c2VjcmV0`, `{"secret":["c2VjcmV0"]}`} {
+		require.NoError(t, os.WriteFile(name, []byte(text), 0o400))
+		_, err := takeConfig(name)
+		require.Error(t, err)
+		assert.NotContains(t, err.Error(), "c2VjcmV0")
+		assert.NoFileExists(t, name)
+	}
 }
 
 func TestAgentArchiveFails(t *testing.T) {

@@ -46,7 +46,7 @@ func endedAnd(t *testing.T, in io.Reader, out io.Writer, kind wire.Kind, answer 
 		require.NoError(t, err)
 		t.Cleanup(func() { _ = c.Close() })
 		require.NoError(t, c.SetDeadline(time.Now().Add(20*time.Second)))
-		_, err = c.Write(p.Append(nil))
+		_, err = c.Write(p.Append(nil, g.Secret()))
 		require.NoError(t, err)
 		return c
 	}

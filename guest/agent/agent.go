@@ -170,7 +170,7 @@ func (a *agent) open(p wire.Preface) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := f.Write(p.Append(nil)); err != nil {
+	if _, err := f.Write(p.Append(nil, a.Config.Secret)); err != nil {
 		f.Close()
 		return nil, err
 	}

@@ -38,6 +38,8 @@ const (
 	boxTimeout = 2 * time.Minute
 )
 
+var boxSecret = wire.Secret{1: 2, 31: 3}
+
 func TestMain(m *testing.M) {
 	if text := os.Getenv(boxEnv); text != "" && os.Getpid() == 1 {
 		boxMain(text)
@@ -253,6 +255,7 @@ func newBox(t testing.TB, c wire.Config) *box {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
+	c.Secret = boxSecret
 	text, err := json.Marshal(c)
 	require.NoError(t, err)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -304,7 +307,7 @@ func newGuest(t testing.TB, c wire.Config) (*remote.Guest, *box) {
 		c.Root = hostRoot()
 	}
 	b := startBox(t, c)
-	g := remote.New(b, remote.Options{})
+	g := remote.New(b, remote.Options{Secret: boxSecret})
 	t.Cleanup(func() { require.NoError(t, g.Close()) })
 	return g, b
 }

@@ -369,7 +369,7 @@ func TestFiles(t *testing.T) {
 
 func TestEarly(t *testing.T) {
 	b := startEarly(t)
-	g := remote.New(b, remote.Options{})
+	g := remote.New(b, remote.Options{Secret: boxSecret})
 	defer g.Close()
 	// It has the number that the host gives its first.
 	c := g.CommandContext(bounded(t), "sh", "-c", "cat; echo early; exit 5")

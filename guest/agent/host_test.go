@@ -48,7 +48,7 @@ func (h *host) stream(p wire.Preface) net.Conn {
 		require.NoError(h.t, err)
 		h.t.Cleanup(func() { c.Close() })
 		require.NoError(h.t, c.SetDeadline(time.Now().Add(boxTimeout)))
-		got, err := wire.ReadPreface(c)
+		got, err := wire.ReadPreface(c, boxSecret)
 		require.NoError(h.t, err)
 		h.streams[got] = c
 	}

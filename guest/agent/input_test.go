@@ -51,7 +51,7 @@ func (c *cut) CloseWrite() error { return c.Conn.(*net.UnixConn).CloseWrite() }
 // whatever it says itself. What it does not want to read may break.
 func TestInputIsCut(t *testing.T) {
 	b := startBox(t, wire.Config{Root: hostRoot()})
-	g := remote.New(cutting{b, 100000}, remote.Options{})
+	g := remote.New(cutting{b, 100000}, remote.Options{Secret: boxSecret})
 	defer g.Close()
 	for name, c := range map[string]struct{ script, want string }{
 		"read":              {"wc -c", "stdin: cut short: in the guest: only 100000 bytes of it came"},

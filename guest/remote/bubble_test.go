@@ -51,7 +51,7 @@ func (p *pipes) dial(t *testing.T, f wire.Preface) net.Conn {
 	c := p.connect()
 	require.NotNil(t, c)
 	t.Cleanup(func() { c.Close() })
-	_, err := c.Write(f.Append(nil))
+	_, err := c.Write(f.Append(nil, secret))
 	require.NoError(t, err)
 	return c
 }
@@ -59,7 +59,7 @@ func (p *pipes) dial(t *testing.T, f wire.Preface) net.Conn {
 // inBubble makes a Guest and its agent, to be called in a bubble of synctest's.
 func inBubble(t *testing.T) (*Guest, *pipes, *agent) {
 	p := newPipes()
-	g := New(p, Options{})
+	g := New(p, Options{Secret: secret})
 	t.Cleanup(func() { require.NoError(t, g.Close()) })
 	c := p.dial(t, wire.Preface{Stream: wire.Control})
 	a := &agent{t: t, Conn: c, out: wire.NewWriter(c)}

@@ -71,9 +71,9 @@ func (h *hostile) conn(i int) net.Conn {
 	}
 	switch {
 	case i == 0:
-		h.write(c, wire.Preface{Stream: wire.Control}.Append(nil))
+		h.write(c, wire.Preface{Stream: wire.Control}.Append(nil, secret))
 	case i <= wire.Terminal+1:
-		h.write(c, wire.Preface{Command: 1, Stream: uint8(i - 1)}.Append(nil))
+		h.write(c, wire.Preface{Command: 1, Stream: uint8(i - 1)}.Append(nil, secret))
 	}
 	return c
 }
@@ -134,7 +134,7 @@ func FuzzGuest(f *testing.F) {
 	f.Add(frameStep(frameStep([]byte{0}, wire.KindHello, hello), wire.KindHello, hello))
 	f.Add(step([]byte{0}, 0, []byte("\xff\xff\xff\x00\x01{")))
 	f.Add(step(step([]byte{0}, 5, []byte("GET / HTTP/1.1\r\n\r\n")), 6|stepClose, []byte("vole")))
-	f.Add(step([]byte{0}, 7, wire.Preface{Command: 2, Stream: 1}.Append(nil)))
+	f.Add(step([]byte{0}, 7, wire.Preface{Command: 2, Stream: 1}.Append(nil, secret)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) == 0 {
 			return
@@ -158,7 +158,7 @@ func FuzzGuest(f *testing.F) {
 // beHostile serves an agent for two commands, and returns how much that has done.
 func beHostile(t *testing.T, flags byte, b []byte) (steps int) {
 	h := &hostile{l: newPipes(), deaf: flags&hostileDeaf != 0}
-	g := New(h.l, Options{})
+	g := New(h.l, Options{Secret: secret})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	typed, typist := net.Pipe()

@@ -27,11 +27,14 @@ var (
 )
 
 const (
-	// maxConns bounds the guest's connections: those of a command are up to four, also
+	// maxConns bounds the agent's connections: those of a command are up to four, also
 	// for as long as they take to close.
 	maxConns = 1024
-	// prefaceBound is how long a connection may take to say what it is.
-	prefaceBound = 30 * time.Second
+	// maxStrangers is how many others there may be, which any program of the guest can
+	// make: those that have not said what they are, and with the secret. strangerBound is
+	// how long they may take to. The agent takes no time.
+	maxStrangers  = 128
+	strangerBound = 10 * time.Second
 	// maxCode and maxSignal are the largest that Linux has.
 	maxCode   = 255
 	maxSignal = 64
@@ -45,6 +48,8 @@ const (
 
 // Options are what a Guest is made of.
 type Options struct {
+	// Secret is what the agent's Config has, too. Zero is one that New makes.
+	Secret wire.Secret
 	// Logger receives what the agent wants to be known, and connections that make
 	// no sense; nil is silent.
 	Logger *slog.Logger
@@ -57,9 +62,10 @@ type Options struct {
 // Guest is the agent of one guest, before and after it has connected. Its methods may
 // be called from any goroutine.
 type Guest struct {
-	l    net.Listener
-	log  *slog.Logger
-	lost func(error)
+	l      net.Listener
+	log    *slog.Logger
+	lost   func(error)
+	secret wire.Secret
 
 	ready chan struct{} // closed when hello is there
 	done  chan struct{} // closed when err is there: nothing more comes of the guest
@@ -67,17 +73,18 @@ type Guest struct {
 	turn  chan struct{} // has a token while a frame is written
 	close sync.Once
 
-	mu      sync.Mutex
-	hello   wire.Hello
-	out     *wire.Writer // the control connection, nil until there is one
-	err     error
-	nextID  uint32
-	running map[uint32]*Cmd
-	conns   map[net.Conn]bool // all that are open; true for what may be a command's output
-	pings   map[uint64]chan struct{}
-	nextSeq uint64
-	logged  time.Time // the last line that the guest has caused
-	held    int       // such lines since
+	mu        sync.Mutex
+	hello     wire.Hello
+	out       *wire.Writer // the control connection, nil until there is one
+	err       error
+	nextID    uint32
+	running   map[uint32]*Cmd
+	conns     map[net.Conn]bool // of the agent's all that are open; true for what may be a command's output
+	strangers []net.Conn        // that are yet to say what they are, the oldest first
+	pings     map[uint64]chan struct{}
+	nextSeq   uint64
+	logged    time.Time // the last line that the guest has caused
+	held      int       // such lines since
 
 	workers sync.WaitGroup
 }
@@ -85,7 +92,7 @@ type Guest struct {
 // New begins to serve l, which is the Guest's from then on. Close ends it.
 func New(l net.Listener, o Options) *Guest {
 	g := &Guest{
-		l: l, log: o.Logger, lost: o.Lost,
+		l: l, log: o.Logger, lost: o.Lost, secret: o.Secret,
 		ready: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}), turn: make(chan struct{}, 1),
 		running: make(map[uint32]*Cmd),
 		conns:   make(map[net.Conn]bool),
@@ -97,9 +104,15 @@ func New(l net.Listener, o Options) *Guest {
 	if g.lost == nil {
 		g.lost = g.Fail
 	}
+	if g.secret.Equal(wire.Secret{}) {
+		g.secret = wire.NewSecret()
+	}
 	g.workers.Go(g.serve)
 	return g
 }
+
+// Secret is what the agent has to know, for its Config.
+func (g *Guest) Secret() wire.Secret { return g.secret }
 
 // Ready waits for the agent and returns what it said. The error is ctx's, or why there
 // will be no agent.
@@ -151,7 +164,7 @@ func (g *Guest) Fail(err error) {
 		return
 	}
 	g.err = err
-	conns := make([]net.Conn, 0, len(g.conns))
+	conns := slices.Clone(g.strangers)
 	for c, output := range g.conns {
 		// What has come of a command's output is still passed on.
 		if output {
@@ -195,7 +208,7 @@ func (g *Guest) serve() {
 			}
 			return
 		}
-		if !g.keep(c) {
+		if !g.meet(c) {
 			_ = c.Close()
 			continue
 		}
@@ -203,15 +216,39 @@ func (g *Guest) serve() {
 	}
 }
 
-// keep notes a connection for Close; false if there are too many, or the end has come.
-func (g *Guest) keep(c net.Conn) bool {
+// meet notes a connection that is yet to say what it is; false if the end has come. If there
+// are too many, the one that has said nothing for longest is closed.
+func (g *Guest) meet(c net.Conn) bool {
+	var oldest net.Conn
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.err != nil || len(g.conns) >= maxConns {
+	if g.err != nil {
+		g.mu.Unlock()
 		return false
 	}
+	if len(g.strangers) >= maxStrangers {
+		oldest = g.strangers[0]
+		g.strangers = slices.Delete(g.strangers, 0, 1)
+	}
+	g.strangers = append(g.strangers, c)
+	_ = c.SetReadDeadline(time.Now().Add(strangerBound))
+	g.mu.Unlock()
+	if oldest != nil {
+		_ = oldest.Close()
+	}
+	return true
+}
+
+// admit takes a stranger for the agent's; false if there are too many of those, or it was
+// closed.
+func (g *Guest) admit(c net.Conn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	i := slices.Index(g.strangers, c)
+	if i < 0 || g.err != nil || len(g.conns) >= maxConns {
+		return false
+	}
+	g.strangers = slices.Delete(g.strangers, i, i+1)
 	g.conns[c] = true
-	_ = c.SetReadDeadline(time.Now().Add(prefaceBound))
 	return true
 }
 
@@ -229,13 +266,19 @@ func (g *Guest) hold(c net.Conn, output bool) {
 func (g *Guest) drop(c net.Conn) {
 	g.mu.Lock()
 	delete(g.conns, c)
+	if i := slices.Index(g.strangers, c); i >= 0 {
+		g.strangers = slices.Delete(g.strangers, i, i+1)
+	}
 	g.mu.Unlock()
 	_ = c.Close()
 }
 
 // greet finds out what a connection is.
 func (g *Guest) greet(c net.Conn) {
-	p, err := wire.ReadPreface(c)
+	p, err := wire.ReadPreface(c, g.secret)
+	if err == nil && !g.admit(c) {
+		err = errTooMany
+	}
 	if err != nil {
 		g.refuse(c, err)
 		return
@@ -252,6 +295,8 @@ func (g *Guest) greet(c net.Conn) {
 		g.refuse(c, fmt.Errorf("%w: stream %d of command %d, which has none", ErrProtocol, p.Stream, p.Command))
 	}
 }
+
+var errTooMany = errors.New("there are too many")
 
 func (g *Guest) refuse(c net.Conn, err error) {
 	if held, ok := g.mayLog(); ok && g.Err() == nil {

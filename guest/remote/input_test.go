@@ -74,7 +74,7 @@ func TestEarlyInput(t *testing.T) {
 	c.Stdin = strings.NewReader("typed")
 	w, err := c.Early()
 	require.NoError(t, err)
-	a := &agent{t: t, path: path}
+	a := &agent{t: t, path: path, secret: secret}
 	b, err := io.ReadAll(a.stream(w.ID, 0))
 	require.NoError(t, err)
 	assert.Equal(t, "typed", string(b))

@@ -20,10 +20,14 @@ import (
 	"github.com/vole-vmm/vole/guest/wire"
 )
 
+// secret is that of all guests here.
+var secret = wire.Secret{1, 2, 3, 31: 4}
+
 // agent plays the guest's side.
 type agent struct {
-	t    *testing.T
-	path string
+	t      *testing.T
+	path   string
+	secret wire.Secret
 	net.Conn
 	out *wire.Writer
 }
@@ -32,23 +36,27 @@ func newGuest(t *testing.T) (*Guest, string) {
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
 	require.NoError(t, err)
-	g := New(l, Options{})
+	g := New(l, Options{Secret: secret})
 	t.Cleanup(func() { require.NoError(t, g.Close()) })
 	return g, path
 }
 
-func dial(t *testing.T, path string, p wire.Preface) net.Conn {
+func dial(t *testing.T, path string, p wire.Preface) net.Conn { return dialWith(t, path, p, secret) }
+
+func dialWith(t *testing.T, path string, p wire.Preface, secret wire.Secret) net.Conn {
 	c, err := net.Dial("unix", path)
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
-	_, err = c.Write(p.Append(nil))
+	_, err = c.Write(p.Append(nil, secret))
 	require.NoError(t, err)
 	return c
 }
 
-func newAgent(t *testing.T, path string) *agent {
-	c := dial(t, path, wire.Preface{Stream: wire.Control})
-	a := &agent{t: t, path: path, Conn: c, out: wire.NewWriter(c)}
+func newAgent(t *testing.T, path string) *agent { return newAgentOf(t, path, secret) }
+
+func newAgentOf(t *testing.T, path string, secret wire.Secret) *agent {
+	c := dialWith(t, path, wire.Preface{Stream: wire.Control}, secret)
+	a := &agent{t: t, path: path, secret: secret, Conn: c, out: wire.NewWriter(c)}
 	a.say(wire.KindHello, wire.Hello{Release: "6.1"})
 	return a
 }
@@ -70,7 +78,7 @@ func (a *agent) ended(id uint32, stream uint8, size int64) {
 }
 
 func (a *agent) stream(id uint32, n uint8) *net.UnixConn {
-	return dial(a.t, a.path, wire.Preface{Command: id, Stream: n}).(*net.UnixConn)
+	return dialWith(a.t, a.path, wire.Preface{Command: id, Stream: n}, a.secret).(*net.UnixConn)
 }
 
 func within(t *testing.T) context.Context {
@@ -360,7 +368,7 @@ func TestImpossibleEndings(t *testing.T) {
 func TestTextsAreBounded(t *testing.T) {
 	g, path := newGuest(t)
 	c := dial(t, path, wire.Preface{Stream: wire.Control})
-	a := &agent{t: t, path: path, Conn: c, out: wire.NewWriter(c)}
+	a := &agent{t: t, path: path, secret: secret, Conn: c, out: wire.NewWriter(c)}
 	long := strings.Repeat("x", 1<<20)
 	a.say(wire.KindHello, wire.Hello{Release: "6.1\n", Lacks: long, Problems: slices.Repeat([]string{"\x1b[2J\xff\u202eé " + long[:600]}, 100)})
 	hello, err := g.Ready(within(t))

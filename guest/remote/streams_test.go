@@ -274,13 +274,13 @@ func TestOutputIsReset(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l, err := net.Listen("tcp", "127.0.0.1:0")
 			require.NoError(t, err)
-			g := New(l, Options{})
+			g := New(l, Options{Secret: secret})
 			defer g.Close()
 			dial := func(p wire.Preface) *net.TCPConn {
 				conn, err := net.Dial("tcp", l.Addr().String())
 				require.NoError(t, err)
 				t.Cleanup(func() { conn.Close() })
-				_, err = conn.Write(p.Append(nil))
+				_, err = conn.Write(p.Append(nil, secret))
 				require.NoError(t, err)
 				return conn.(*net.TCPConn)
 			}

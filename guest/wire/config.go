@@ -10,6 +10,9 @@ const DefaultPort = 1718579813
 type Config struct {
 	// Port is the host's vsock port to connect to.
 	Port uint32 `json:"port"`
+	// Secret is what its connections begin with. ConfigFile is for root alone to read,
+	// and removed when it has been.
+	Secret Secret `json:"secret"`
 	// Modules are files of kernel modules in the initramfs, in the order in which
 	// they load. One that the kernel has already is no error.
 	Modules []string `json:"modules,omitempty"`

@@ -2,8 +2,8 @@
 //
 // The agent is PID 1 of the guest. It finds a [Config] in its initramfs, does what
 // that says, and connects to the host's vsock port Config.Port: nobody has to guess
-// when it is ready. Each connection begins with a [Preface], which the agent sends,
-// and belongs to one of two kinds.
+// when it is ready. Each connection begins with a [Preface], which the agent sends
+// with its [Secret], and belongs to one of two kinds.
 //
 // The control connection, of which there is one, carries frames both ways, each a
 // length, a [Kind] and a body in JSON ([Reader], [Writer]). The agent's first is its

@@ -23,27 +23,32 @@ type Preface struct {
 	Stream uint8
 }
 
-// PrefaceSize is a Preface's length in bytes.
-const PrefaceSize = 16
+// PrefaceSize is a Preface's length in bytes, with the secret behind it.
+const PrefaceSize = 16 + SecretSize
 
 const (
 	magic   = 0x656c6f76 // "vole"
-	version = 2
+	version = 3
 )
 
-// Append adds the Preface to b.
-func (p Preface) Append(b []byte) []byte {
+// Append adds the Preface to b, and the guest's secret.
+func (p Preface) Append(b []byte, secret Secret) []byte {
 	b = binary.LittleEndian.AppendUint32(b, magic)
 	b = append(b, version, p.Stream, 0, 0)
 	b = binary.LittleEndian.AppendUint32(b, p.Command)
-	return append(b, 0, 0, 0, 0)
+	b = append(b, 0, 0, 0, 0)
+	return append(b, secret[:]...)
 }
 
-// ReadPreface reads and checks a Preface.
-func ReadPreface(r io.Reader) (Preface, error) {
+// ReadPreface reads and checks a Preface, and nothing behind it. Without the guest's secret
+// it is ErrSecret, whatever else it says.
+func ReadPreface(r io.Reader, secret Secret) (Preface, error) {
 	var b [PrefaceSize]byte
 	if _, err := io.ReadFull(r, b[:]); err != nil {
 		return Preface{}, err
+	}
+	if !secret.Equal(Secret(b[PrefaceSize-SecretSize:])) {
+		return Preface{}, ErrSecret
 	}
 	p := Preface{Stream: b[5], Command: binary.LittleEndian.Uint32(b[8:])}
 	switch {

@@ -71,6 +71,7 @@ func TestBadFrames(t *testing.T) {
 }
 
 func TestPreface(t *testing.T) {
+	secret := NewSecret()
 	for name, c := range map[string]struct {
 		p  Preface
 		ok bool
@@ -83,9 +84,11 @@ func TestPreface(t *testing.T) {
 		"control of a command": {Preface{3, Control}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := c.p.Append(nil)
+			b := c.p.Append(nil, secret)
 			require.Len(t, b, PrefaceSize)
-			got, err := ReadPreface(bytes.NewReader(b))
+			r := bytes.NewReader(append(b, "more"...))
+			got, err := ReadPreface(r, secret)
+			assert.Equal(t, len("more"), r.Len())
 			if !c.ok {
 				assert.ErrorIs(t, err, ErrFrame)
 				return
@@ -94,10 +97,31 @@ func TestPreface(t *testing.T) {
 			assert.Equal(t, c.p, got)
 		})
 	}
-	_, err := ReadPreface(strings.NewReader("GET / HTTP/1.1\r\n"))
-	require.ErrorIs(t, err, ErrFrame)
-	_, err = ReadPreface(strings.NewReader("vole\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"))
-	require.ErrorIs(t, err, ErrFrame)
+	for name, c := range map[string]struct {
+		begin string // in place of an own
+		want  error
+	}{
+		"its own":         {"", nil},
+		"another's":       {"GET / HTTP/1.1\r\n", ErrFrame},
+		"another version": {"vole\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", ErrFrame},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := Preface{Command: 1}.Append(nil, secret)
+			copy(b, c.begin)
+			_, err := ReadPreface(bytes.NewReader(b), secret)
+			require.ErrorIs(t, err, c.want)
+			// Without the secret nobody hears what was wrong with the rest.
+			for i := range SecretSize {
+				b := bytes.Clone(b)
+				b[PrefaceSize-1-i] ^= 0x80
+				p, err := ReadPreface(bytes.NewReader(b), secret)
+				require.Equal(t, ErrSecret, err)
+				require.Zero(t, p)
+			}
+			_, err = ReadPreface(bytes.NewReader(b[:PrefaceSize-1]), secret)
+			require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+		})
+	}
 }
 
 func FuzzReadFrame(f *testing.F) {
@@ -113,6 +137,6 @@ func FuzzReadFrame(f *testing.F) {
 				_ = frame.Decode(v)
 			}
 		}
-		_, _ = ReadPreface(bytes.NewReader(b))
+		_, _ = ReadPreface(bytes.NewReader(b), Secret{})
 	})
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vole-vmm/vole/guest/remote"
+	"github.com/vole-vmm/vole/guest/wire"
 	"github.com/vole-vmm/vole/virtio"
 	"github.com/vole-vmm/vole/virtio/rng"
 	"github.com/vole-vmm/vole/vmm"
@@ -305,6 +306,20 @@ func TestCaller(t *testing.T) {
 	require.NoError(t, err)
 	assert.EqualValues(t, os.Getuid(), u.UID)
 	assert.LessOrEqual(t, Umask(), uint32(0o777))
+}
+
+// TestSecret: a guest's agent is told the guest's own secret.
+func TestSecret(t *testing.T) {
+	var all []wire.Secret
+	for range 2 {
+		m, err := New(Options{Machine: vmm.Config{Kernel: "/proc/self/exe"}, Root: &Root{None: true}})
+		require.NoError(t, err)
+		require.NoError(t, m.Close())
+		assert.True(t, m.archive.config.Secret.Equal(m.Guest().Secret()))
+		all = append(all, m.Guest().Secret())
+	}
+	assert.False(t, all[0].Equal(all[1]))
+	assert.False(t, all[0].Equal(wire.Secret{}))
 }
 
 // TestCID: the guest has the context id that was asked for.

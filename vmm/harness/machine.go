@@ -120,12 +120,13 @@ func New(o Options) (_ *Machine, err error) {
 			root.ModulesDir = wire.Text(inside)
 		}
 	}
-	m.archive.config = config
 	listener, err := m.sockets.Listen(wire.DefaultPort)
 	if err != nil {
 		return nil, err
 	}
 	m.guest = remote.New(listener, remote.Options{Logger: o.Logger, Lost: m.agentGone})
+	config.Secret = m.guest.Secret()
+	m.archive.config = config
 	m.console = &console{out: o.Console, active: m.Active, oops: m.oopsed}
 	return m, nil
 }

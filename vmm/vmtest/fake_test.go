@@ -205,7 +205,7 @@ func (m *fakeMachine) connect(p wire.Preface) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = c.Write(p.Append(nil))
+	_, err = c.Write(p.Append(nil, m.Guest.Secret()))
 	return c.(*net.UnixConn), err
 }
 

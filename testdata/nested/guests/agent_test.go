@@ -45,7 +45,7 @@ func startAgent(t testing.TB, kernel, root string, config wire.Config) *agentGue
 	load, err := initramfs.Cache{}.Modules(asset(t, "modules"+strings.TrimPrefix(kernel, "kernel")), initramfs.SelectOptions{}, agentModules...)
 	require.NoError(t, err)
 	t.Cleanup(func() { load.Close() })
-	config.Port, config.Modules = wire.DefaultPort, load.Load
+	config.Port, config.Modules, config.Secret = wire.DefaultPort, load.Load, wire.NewSecret()
 	archive, err := guest.AgentArchive(asset(t, nested.AssetVole), config)
 	require.NoError(t, err)
 	t.Cleanup(func() { archive.Close() })
@@ -58,7 +58,7 @@ func startAgent(t testing.TB, kernel, root string, config wire.Config) *agentGue
 	require.NoError(t, err)
 	l, err := socket.Listen(wire.DefaultPort)
 	require.NoError(t, err)
-	g := &agentGuest{Guest: remote.New(l, remote.Options{}), console: newWatched()}
+	g := &agentGuest{Guest: remote.New(l, remote.Options{Secret: config.Secret}), console: newWatched()}
 	g.machine, err = vmm.New(vmm.Config{
 		Kernel: asset(t, kernel), Initrds: []boot.Image{load, archive}, Cmdline: vmm.DefaultCmdline + " quiet", Boot: vmm.BootVMLinux,
 		Cache: cacheWith(t, asset(t, kernel)), Memory: 256 << 20, Devices: []virtio.Device{socket, share}, ConsoleOut: g.console, Timeout: bootBound,
