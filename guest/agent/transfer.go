@@ -29,7 +29,7 @@ func (c *command) readFile() (*wire.Exited, error) {
 	if st, err := f.Stat(); err != nil || st.IsDir() {
 		return nil, fmt.Errorf("%s: %w", name, errors.Join(err, unix.EISDIR))
 	}
-	return c.transfer(f, func(stream *os.File) error {
+	return c.transfer(func() { _ = f.SetReadDeadline(past) }, func(stream *os.File) error {
 		_, err := io.CopyBuffer(patient{stream}, onlyReader{f}, make([]byte, largeBuffer))
 		return err
 	})
@@ -37,16 +37,22 @@ func (c *command) readFile() (*wire.Exited, error) {
 
 // writeFile does OpWrite: the file Path, root's or the user's, is made of what the
 // host sends. It takes its name when it is whole, by the host's word, and nobody has
-// interrupted it.
+// interrupted it. What is no file that can be made is written in place.
 func (c *command) writeFile() (*wire.Exited, error) {
 	name := within(string(c.Dir), string(c.Path))
+	switch inPlace, err := inPlace(name); {
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", name, err)
+	case inPlace:
+		return c.writeInPlace(name)
+	}
 	tmp, fd, err := openTemp(path.Dir(name))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
-	exited, err := c.transfer(f, func(stream *os.File) error {
+	exited, err := c.transfer(func() {}, func(stream *os.File) error {
 		n, err := io.CopyBuffer(onlyWriter{f}, onlyReader{stream}, make([]byte, largeBuffer))
 		if err == nil {
 			err = c.whole(0, n)
@@ -90,9 +96,10 @@ func openTemp(dir string) (name string, fd int, err error) {
 	return name, fd, err
 }
 
-// transfer runs do with the command's one connection and f. A signal to the command
-// ends it, also where f is a pipe or a device that has nothing to say.
-func (c *command) transfer(f *os.File, do func(stream *os.File) error) (*wire.Exited, error) {
+// transfer runs do with the command's one connection. A signal to the command closes that
+// and calls stop, with the lock held, which ends what else do waits for: a pipe or a device
+// that has nothing to say.
+func (c *command) transfer(stop func(), do func(stream *os.File) error) (*wire.Exited, error) {
 	began := time.Now()
 	var stream *os.File
 	c.mu.Lock()
@@ -101,7 +108,7 @@ func (c *command) transfer(f *os.File, do func(stream *os.File) error) (*wire.Ex
 			c.aborted = true
 			close(c.over)
 		}
-		_ = f.SetReadDeadline(past)
+		stop()
 		if stream != nil {
 			stream.Close()
 		}

@@ -17,7 +17,7 @@ func (g *Guest) ReadFile(ctx context.Context, name string) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// WriteFile makes a file in the guest, or takes the place of the one that is there.
+// WriteFile makes a file in the guest, or takes the place of the one that is there, as CopyIn.
 func (g *Guest) WriteFile(ctx context.Context, name string, data []byte, perm fs.FileMode) error {
 	return g.CopyIn(ctx, name, bytes.NewReader(data), perm)
 }
@@ -31,6 +31,10 @@ func (g *Guest) CopyOut(ctx context.Context, w io.Writer, name string) error {
 
 // CopyIn makes the file of what r gives, or takes the place of the one that is there. It is
 // there when all of it is: when ctx ends before, or r fails, what was there stays.
+//
+// A device, a pipe or a file of the kernel's (/proc, /sys, cgroups) that is there is written as
+// it is, and keeps its owner and mode: up to 16 MiB in one write, when all of it has come; of
+// what is longer a part may have been written when CopyIn fails.
 func (g *Guest) CopyIn(ctx context.Context, name string, r io.Reader, perm fs.FileMode) error {
 	c := g.CommandContext(ctx, name)
 	c.Stdin = r

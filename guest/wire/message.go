@@ -61,7 +61,8 @@ const (
 	// OpRead sends the file Path as the standard output.
 	OpRead Op = "read"
 	// OpWrite makes the file Path of the standard input. It appears when all of it
-	// is there, as Input says, with the mode Perm.
+	// is there, as Input says, with the mode Perm; a device, a pipe or a file of the
+	// kernel's is written in place.
 	OpWrite Op = "write"
 )
 

@@ -164,7 +164,8 @@ func (v *VM) ReadFile(name string) []byte {
 	return b
 }
 
-// WriteFile makes a file in the guest, or takes the place of the one that is there.
+// WriteFile makes a file in the guest, or takes the place of the one that is there. A file of
+// the kernel's (/proc, /sys) or a device is written as it is, in one write.
 func (v *VM) WriteFile(name string, data []byte, perm os.FileMode) {
 	v.t.Helper()
 	v.check(v.agent().WriteFile(v.ctx, name, data, perm))
