@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"io"
 	"os"
 	"strings"
@@ -97,6 +98,29 @@ func TestTerminal(t *testing.T) {
 		require.Error(t, c.Wait())
 		assert.Equal(t, 4, c.ProcessState.ExitCode())
 		assert.NotContains(t, s.s, "shell\r\n")
+	})
+	t.Run("killed with a job in the foreground", func(t *testing.T) {
+		c, s, _ := sit(t, g, "set -m; sh -c 'echo $$ >/tmp/job; echo ready; exec sleep 1000'; echo ended $?; exit 4", 10, 80)
+		s.until("ready")
+		require.NoError(t, c.Signal(syscall.SIGKILL))
+		require.Error(t, c.Wait())
+		assert.Equal(t, syscall.SIGKILL, c.ProcessState.Signal())
+		said(t, g, "while kill -0 $(cat /tmp/job) 2>/dev/null; do sleep 0.01; done")
+		assert.NotContains(t, s.s, "ended")
+	})
+	t.Run("cancelled with a job in the foreground", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(bounded(t))
+		c := g.CommandContext(ctx, "sh", "-c", "echo $$ >/tmp/shell; set -m; sh -c 'trap \"\" HUP; echo $$ >/tmp/job; echo ready; sleep 1000'; sleep 1000")
+		outR, outW, err := os.Pipe()
+		require.NoError(t, err)
+		defer outR.Close()
+		defer outW.Close()
+		c.Terminal = &remote.Terminal{Out: outW}
+		require.NoError(t, c.Start())
+		(&screen{t: t, r: outR}).until("ready")
+		cancel()
+		require.ErrorIs(t, c.Wait(), context.Canceled)
+		said(t, g, "while kill -0 $(cat /tmp/job) 2>/dev/null || kill -0 $(cat /tmp/shell) 2>/dev/null; do sleep 0.01; done")
 	})
 	t.Run("only standard error", func(t *testing.T) {
 		c := sh(t, g, "cat; echo screen >&2; tty <&2 >&2")

@@ -94,15 +94,21 @@ func (r *reaper) start(fork func() (pid int, err error)) (*child, error) {
 }
 
 // signal sends a signal to the process group that c leads or, if group is not 0, to
-// that one. Once c has ended it does nothing.
+// that one. To kill is to kill both: the shell that c may be would go on without its job.
+// Once c has ended it does nothing.
 func (r *reaper) signal(c *child, group int, s unix.Signal) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.known[c.pid] != c {
 		return nil
 	}
-	if group == 0 {
-		group = c.pid
+	own := group == 0 || group == c.pid
+	if own || s == unix.SIGKILL {
+		// First, or it would hear of its job's end. While the lock is held nobody who was
+		// left to this process has his number taken by another.
+		if err := unix.Kill(-c.pid, s); own {
+			return err
+		}
 	}
 	return unix.Kill(-group, s)
 }

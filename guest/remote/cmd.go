@@ -374,7 +374,7 @@ func (c *Cmd) Run() error {
 }
 
 // Signal sends a signal to the command's process group or, if it has a terminal, to that
-// one's foreground.
+// one's foreground; SIGKILL to both.
 func (c *Cmd) Signal(s syscall.Signal) error {
 	c.mu.Lock()
 	id, ended := c.wire.ID, c.ended()

@@ -171,7 +171,7 @@ type Lost struct {
 }
 
 // Signal sends a signal to the command, or, if it has a terminal of its own, to the
-// foreground of that.
+// foreground of that. SIGKILL is for both.
 type Signal struct {
 	ID     uint32 `json:"id"`
 	Signal int    `json:"signal"`
