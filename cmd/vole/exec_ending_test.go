@@ -53,6 +53,9 @@ func endedAnd(t *testing.T, in io.Reader, out io.Writer, kind wire.Kind, answer 
 	control := dial(wire.Preface{Stream: wire.Control})
 	w := wire.NewWriter(control)
 	require.NoError(t, w.Write(wire.KindHello, wire.Hello{}))
+	clock, err := wire.ReadFrame(control)
+	require.NoError(t, err)
+	require.Equal(t, wire.KindClock, clock.Kind)
 	cmd := g.Command("x")
 	cmd.Stdin, cmd.Stdout = in, out
 	ended := make(chan error, 1)

@@ -51,6 +51,7 @@ type agent struct {
 
 	control *wire.Writer
 	greeted chan struct{} // closed when the Hello is on its way, or never will be
+	hello   time.Time     // just before that
 	rootErr error         // why commands can't run
 	lacks   error         // why they may not: what they write would be lost
 	shares  shares
@@ -137,6 +138,7 @@ func (a *agent) run() error {
 	}
 	defer f.Close()
 	a.control = wire.NewWriter(patient{f})
+	a.hello = time.Now()
 	err := a.control.Write(wire.KindHello, wire.Hello{
 		Release: release(), Init: int64(a.Began), Ready: int64(ready), Problems: problems, Lacks: errorText(a.lacks),
 	})
@@ -246,7 +248,11 @@ func (a *agent) handle(f wire.Frame) (ended bool, err error) {
 		if err := f.Decode(&c); err != nil {
 			return false, err
 		}
-		if err := setClock(c.Unix); err != nil {
+		var age time.Duration
+		if c.Hello {
+			age = time.Since(a.hello)
+		}
+		if err := setClock(c.Unix, age); err != nil {
 			a.send(wire.KindLog, wire.Log{Text: fmt.Sprintf("the guest's clock can't be set: %v", err)})
 		}
 	case wire.KindRenew:

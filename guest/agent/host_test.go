@@ -118,7 +118,7 @@ func TestOddHost(t *testing.T) {
 	h.say(wire.KindSignal, wire.Signal{ID: 77, Signal: 9})
 	h.say(wire.KindSignal, wire.Signal{ID: 77, Signal: -9})
 	h.say(wire.KindResize, wire.Resize{ID: 77})
-	h.say(wire.KindClock, wire.Clock{Unix: time.Now().UnixNano()})
+	h.say(wire.KindClock, wire.Clock{Unix: time.Now().UnixNano(), Hello: true}) // right, however long it takes
 	h.say(wire.KindPing, wire.Ping{Seq: 5})
 	var p wire.Ping
 	h.next(wire.KindPong, &p)

@@ -28,18 +28,32 @@ func release() string {
 
 // clockSlack is how far the clock may be off before it is set: a clock that jumps is
 // worse than one that is a little wrong.
-const clockSlack = 50 * time.Millisecond
+const clockSlack = 10 * time.Millisecond
 
-// setClock sets the clock to a time in nanoseconds since 1970.
-func setClock(now int64) error {
+// setClock sets the clock to a time in nanoseconds since 1970, which was right when it was
+// sent. That is not longer than age ago.
+func setClock(sent int64, age time.Duration) error {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_REALTIME, &ts); err == nil {
-		if off := time.Duration(now - ts.Nano()); off.Abs() <= clockSlack {
+		var off bool
+		if sent, off = clockStep(ts.Nano(), sent, age); !off {
 			return nil
 		}
 	}
-	ts = unix.NsecToTimespec(now)
+	ts = unix.NsecToTimespec(sent)
 	return unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
+}
+
+// clockStep is the time to set a clock to that shows now, if it is off by more than
+// clockSlack: the next to now of those that it can be, so that it is never worse than before.
+func clockStep(now, sent int64, age time.Duration) (set int64, off bool) {
+	switch latest := sent + int64(age); {
+	case now < sent-int64(clockSlack):
+		return sent, true
+	case now > latest+int64(clockSlack):
+		return latest, true
+	}
+	return 0, false
 }
 
 // Limits of open files that commands have: the soft one is the kernel's, since

@@ -64,5 +64,6 @@ func inBubble(t *testing.T) (*Guest, *pipes, *agent) {
 	c := p.dial(t, wire.Preface{Stream: wire.Control})
 	a := &agent{t: t, Conn: c, out: wire.NewWriter(c)}
 	a.say(wire.KindHello, wire.Hello{})
+	a.next(wire.KindClock, &wire.Clock{})
 	return g, p, a
 }

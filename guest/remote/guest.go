@@ -377,6 +377,7 @@ func (g *Guest) frame(f wire.Frame) error {
 		default:
 		}
 		g.hello = cleanHello(m)
+		g.tellClock()
 		close(g.ready)
 	case wire.KindStarted:
 		var m wire.Started
@@ -545,7 +546,26 @@ func (g *Guest) Poweroff() error { return g.tell(wire.KindPoweroff, wire.Powerof
 // Renew has the guest look up the names of its root anew.
 func (g *Guest) Renew() error { return g.tell(wire.KindRenew, wire.Renew{}) }
 
-// SetClock sets the guest's clock.
+// tellClock tells the agent the host's time, before who waits for it says something. Nobody
+// waits for that. The lock is held.
+func (g *Guest) tellClock() {
+	if g.err != nil {
+		return
+	}
+	clock := wire.Clock{Unix: time.Now().UnixNano(), Hello: true}
+	select {
+	case g.turn <- struct{}{}:
+		g.workers.Go(func() {
+			_ = g.out.Write(wire.KindClock, clock)
+			<-g.turn
+		})
+	default: // something is being said that is not for an agent that is ready
+		g.workers.Go(func() { _ = g.tell(wire.KindClock, clock) })
+	}
+}
+
+// SetClock sets the guest's clock, unless that is right to 10 ms. The agent has had the
+// host's time when it was ready.
 func (g *Guest) SetClock(t time.Time) error {
 	return g.tell(wire.KindClock, wire.Clock{Unix: t.UnixNano()})
 }

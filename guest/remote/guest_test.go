@@ -59,6 +59,34 @@ func TestAgentReadsNothing(t *testing.T) {
 	}
 }
 
+// The agent hears the host's time with the first frame, whatever else is said to it.
+func TestClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPipes()
+		g := New(p, Options{Secret: secret})
+		defer g.Close()
+		began := time.Now().UnixNano()
+		ping := async(func() error { return g.Ping(t.Context()) })
+		c := p.dial(t, wire.Preface{Stream: wire.Control})
+		time.Sleep(time.Second)
+		a := &agent{t: t, Conn: c, out: wire.NewWriter(c)}
+		a.say(wire.KindHello, wire.Hello{})
+		_, err := g.Ready(t.Context())
+		require.NoError(t, err)
+		var clock wire.Clock
+		a.next(wire.KindClock, &clock)
+		require.Equal(t, wire.Clock{Unix: began + int64(time.Second), Hello: true}, clock)
+		var seq wire.Ping
+		a.next(wire.KindPing, &seq)
+		a.say(wire.KindPong, seq)
+		require.NoError(t, <-ping)
+		// Once.
+		renew := async(g.Renew)
+		a.next(wire.KindRenew, &wire.Renew{})
+		require.NoError(t, <-renew)
+	})
+}
+
 // A command that nobody waits for any more is not left running when the agent reads at last.
 func TestKillBehindTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

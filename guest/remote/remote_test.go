@@ -58,6 +58,7 @@ func newAgentOf(t *testing.T, path string, secret wire.Secret) *agent {
 	c := dialWith(t, path, wire.Preface{Stream: wire.Control}, secret)
 	a := &agent{t: t, path: path, secret: secret, Conn: c, out: wire.NewWriter(c)}
 	a.say(wire.KindHello, wire.Hello{Release: "6.1"})
+	a.next(wire.KindClock, &wire.Clock{})
 	return a
 }
 
@@ -371,6 +372,7 @@ func TestTextsAreBounded(t *testing.T) {
 	a := &agent{t: t, path: path, secret: secret, Conn: c, out: wire.NewWriter(c)}
 	long := strings.Repeat("x", 1<<20)
 	a.say(wire.KindHello, wire.Hello{Release: "6.1\n", Lacks: long, Problems: slices.Repeat([]string{"\x1b[2J\xff\u202eé " + long[:600]}, 100)})
+	a.next(wire.KindClock, &wire.Clock{})
 	hello, err := g.Ready(within(t))
 	require.NoError(t, err)
 	assert.Equal(t, `6.1\n`, hello.Release)

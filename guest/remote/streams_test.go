@@ -287,6 +287,7 @@ func TestOutputIsReset(t *testing.T) {
 			conn := dial(wire.Preface{Stream: wire.Control})
 			a := &agent{t: t, Conn: conn, out: wire.NewWriter(conn)}
 			a.say(wire.KindHello, wire.Hello{})
+			a.next(wire.KindClock, &wire.Clock{})
 
 			cmd := g.CommandContext(within(t), "x")
 			out, w := io.Pipe()

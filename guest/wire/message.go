@@ -208,9 +208,13 @@ type Poweroff struct {
 	Seq      uint64 `json:"seq,omitempty"`
 }
 
-// Clock sets the guest's clock, in nanoseconds since 1970.
+// Clock sets the guest's clock, if that is off, in nanoseconds since 1970.
 type Clock struct {
 	Unix int64 `json:"unix"`
+	// Hello says that this is the host's time when the agent's Hello had come. The host
+	// sends that at once, and nobody waits for it: what it is when it comes is between
+	// this and as much more as has passed since the Hello.
+	Hello bool `json:"hello,omitempty"`
 }
 
 // Renew says that names of the root's share lead elsewhere than the guest may
