@@ -152,6 +152,16 @@ func TestTerminal(t *testing.T) {
 		require.Error(t, c.Run())
 		assert.Equal(t, syscall.SIGHUP, c.ProcessState.Signal())
 	})
+	t.Run("hung up while it reads", func(t *testing.T) {
+		in, typist := io.Pipe()
+		defer typist.Close()
+		ctx, cancel := context.WithTimeout(bounded(t), 20*time.Second)
+		defer cancel()
+		c := g.CommandContext(ctx, "sh", "-c", "trap 'exit 5' HUP; echo x; read line; exit 6")
+		c.Terminal = &remote.Terminal{In: in, Out: failing{}}
+		err := c.Run()
+		require.EqualError(t, err, "exit status 5; the terminal: full")
+	})
 	t.Run("left behind", func(t *testing.T) {
 		c, s, _ := sit(t, g, "trap '' HUP; sleep 1000 & echo bye", 10, 10)
 		require.NoError(t, c.Wait())

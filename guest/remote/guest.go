@@ -164,7 +164,10 @@ func (g *Guest) Fail(err error) {
 		return
 	}
 	g.err = err
-	conns := slices.Clone(g.strangers)
+	conns := make([]net.Conn, 0, len(g.conns))
+	for _, c := range g.strangers { // one may be a command's output
+		_ = c.SetReadDeadline(time.Now().Add(lostBound))
+	}
 	for c, output := range g.conns {
 		// What has come of a command's output is still passed on.
 		if output {
@@ -244,7 +247,7 @@ func (g *Guest) admit(c net.Conn) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	i := slices.Index(g.strangers, c)
-	if i < 0 || g.err != nil || len(g.conns) >= maxConns {
+	if i < 0 || len(g.conns) >= maxConns {
 		return false
 	}
 	g.strangers = slices.Delete(g.strangers, i, i+1)

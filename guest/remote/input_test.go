@@ -126,6 +126,7 @@ func TestInputIsLost(t *testing.T) {
 				_, _ = s.Write([]byte("shown"))
 				_, err := s.Read(make([]byte, 1))
 				require.ErrorIs(t, err, io.EOF)
+				a.ended(w.ID, wire.Terminal, wire.HungUp)
 			}
 			if c.exited.Lost != nil {
 				a.stream(w.ID, 1).Close()

@@ -249,19 +249,25 @@ func TestOutputOfALostGuest(t *testing.T) {
 	g, path := newGuest(t)
 	a := newAgent(t, path)
 	cmd := g.CommandContext(within(t), "x")
-	var out bytes.Buffer
-	cmd.Stdout = &out
+	out, shown := io.Pipe()
+	cmd.Stdout = shown
 	run := async(cmd.Run)
 	var w wire.Command
 	a.next(wire.KindStart, &w)
 	o := a.stream(w.ID, 1)
 	a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 2})
+	_, _ = o.Write([]byte("first, "))
+	b := make([]byte, 100)
+	n, err := out.Read(b) // a stream that nobody has accepted is lost
+	require.NoError(t, err)
 	_, _ = o.Write([]byte("last words"))
 	a.Close()
 	<-g.Done()
 	o.Close()
+	m, err := out.Read(b[n:])
+	require.NoError(t, err)
+	assert.Equal(t, "first, last words", string(b[:n+m]))
 	require.ErrorIs(t, <-run, ErrLost)
-	assert.Equal(t, "last words", out.String())
 }
 
 type failing struct{}

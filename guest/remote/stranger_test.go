@@ -166,6 +166,30 @@ func TestStrangersEnd(t *testing.T) {
 		require.NoError(t, g.Close())
 		_, err := c.Read(make([]byte, 1))
 		require.ErrorIs(t, err, io.EOF)
-		assert.Zero(t, time.Since(began))
+		assert.Equal(t, lostBound, time.Since(began))
+	})
+}
+
+// What was connected when the guest went, and had not been looked at, may be a command's last
+// words.
+func TestStrangerOfALostGuest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, p, a := inBubble(t)
+		cmd := g.Command("x")
+		var out bytes.Buffer
+		cmd.Stdout = &out
+		w, err := cmd.Early()
+		require.NoError(t, err)
+		a.say(wire.KindStarted, wire.Started{ID: w.ID, PID: 2})
+		c := p.connect()
+		synctest.Wait()
+		gone := errors.New("it panicked")
+		wait := async(cmd.Wait)
+		g.Fail(gone)
+		_, err = c.Write(append(wire.Preface{Command: w.ID, Stream: 1}.Append(nil, secret), "last words"...))
+		require.NoError(t, err)
+		require.NoError(t, c.Close())
+		require.ErrorIs(t, <-wait, gone)
+		assert.Equal(t, "last words", out.String())
 	})
 }

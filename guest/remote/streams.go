@@ -350,6 +350,9 @@ func (c *Cmd) receive(i int, conn net.Conn, w io.Writer) {
 				c.streams[i].shut = true
 				c.mu.Unlock()
 				c.guest.drop(conn)
+				if i == wire.Terminal {
+					c.inputEnded(i, wire.HungUp)
+				}
 				return
 			}
 			c.prolong(conn)

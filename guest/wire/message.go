@@ -190,9 +190,12 @@ type Input struct {
 	ID uint32 `json:"id"`
 	// Stream is 0 for standard input, or Terminal.
 	Stream uint8 `json:"stream,omitempty"`
-	// Bytes is how many bytes there were.
+	// Bytes is how many bytes there were, or HungUp.
 	Bytes int64 `json:"bytes"`
 }
+
+// HungUp is in place of an Input's Bytes where the host has closed a terminal.
+const HungUp = -1
 
 // Ping is answered with a frame of KindPong that has the same number.
 type Ping struct {
